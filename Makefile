@@ -1,0 +1,38 @@
+# One environment, made once for each state of the two dependency files.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.txt | cksum | cut -d' ' -f1)
+# the shared, idle-spinning OpenMP threads of torch are slower than sleeping ones where anything else runs
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup train test test-slow lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP):
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $(STAMP)
+
+train: setup
+	$(PY) train_vlm.py vlm_tiny
+	$(PY) inference.py --goal "입자들을 왼쪽으로 이동시켜" --model checkpoints/vlm_best.pt --seed 1 --output checkpoints/rollout.gif
+
+test: setup
+	$(PY) -m pytest
+
+test-slow: setup
+	$(PY) -m pytest -m slow
+
+lint: setup
+	$(PY) -m ruff check .
+
+bench: setup
+	$(PY) scripts/benchmark.py simulator
+	$(PY) scripts/benchmark.py policy
+	$(PY) scripts/benchmark.py ppo
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

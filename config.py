@@ -1,0 +1,376 @@
+"""Every setting and every preset of FlexibleWorld, scope style.
+
+    python train_vlm.py vlm_tiny                             the preset to begin with
+    python train_vlm.py vlm_full vlm_7b train.lr=3e-4        presets compose, and what is typed out wins
+    python train_vlm.py vlm_full log.run_name:=first         `:=` takes what follows as a string
+    python train_vlm.py manual                               every preset and every key, one line each
+
+ato's Scope composes: defaults, then the presets in the order of this file, whatever order they are typed in,
+then the literals. ato accepts any name and any value, so all of it is checked here before it gets there.
+"""
+
+import ast
+import difflib
+import itertools
+import shlex
+import sys
+
+from ato.adict import ADict
+from ato.scope import Scope
+
+
+class ConfigError(ValueError):
+    """What is wrong with the words given, in one line that names the nearest right ones."""
+
+    def __init__(self, message):
+        super().__init__(' '.join(message.split()))
+
+
+# What a value must be: (type, in words, as a test). The rule of a list is that of its items.
+BOOL = (bool, 'True or False', lambda v: True)
+TEXT = (str, 'a string', lambda v: True)
+NAME = (str, 'a string that is not empty', str.strip)
+NUMBER = (float, 'a number', lambda v: True)
+POSITIVE = (float, 'a number above 0', lambda v: v > 0)
+NOT_NEGATIVE = (float, 'a number from 0 up', lambda v: v >= 0)
+SHARE = (float, 'a number from 0 to 1', lambda v: 0 <= v <= 1)
+BELOW_1 = (float, 'a number from 0 to below 1', lambda v: 0 <= v < 1)
+INSIDE = (float, 'a number above 0 and below 1', lambda v: 0 < v < 1)
+NATURAL = (int, 'a whole number from 0 up', lambda v: v >= 0)
+COUNT = (int, 'a whole number from 1 up', lambda v: v >= 1)
+CROWD = (int, 'a whole number from 1 to 256', lambda v: 1 <= v <= 256)
+PIXELS = (int, 'a whole number from 16 up', lambda v: v >= 16)  # the largest particle is 10 wide
+SEED = (int, 'a whole number from 0 to 2**32 - 1', lambda v: 0 <= v < 2**32)  # numpy's bound, below torch's
+
+
+def one_of(*names):
+    """The rule of a string out of a few."""
+    return (str, 'one of ' + ', '.join(names), lambda v: v in names)
+
+
+LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj']
+SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU runs with Qwen2-VL-2B
+    'seed': (0, SEED, 'every random number of a run follows from it'),
+    'device': ('auto', one_of('auto', 'cpu', 'cuda', 'mps'), 'where the model runs'),
+    'model.vlm.name': ('Qwen/Qwen2-VL-2B-Instruct', NAME, 'hub name, local folder or known configuration'),
+    'model.vlm.init': ('pretrained', one_of('pretrained', 'random'), 'where the weights come from'),
+    'model.vlm.dtype': ('auto', one_of('auto', 'float32', 'bfloat16', 'float16'), 'type of its weights'),
+    'model.vlm.use_lora': (True, BOOL, 'train low-rank adapters in place of the whole backbone'),
+    'model.vlm.lora_r': (16, COUNT, 'rank of the adapters'),
+    'model.vlm.lora_alpha': (32, COUNT, 'scale of the adapters; they count alpha / r'),
+    'model.vlm.lora_dropout': (0.05, BELOW_1, 'dropout before the adapters, share'),
+    'model.vlm.lora_targets': (LORA_TARGETS, NAME, 'names of the adapted layers'),
+    'model.heads.hidden': ([512, 256], COUNT, 'widths of the action trunk\'s layers'),
+    'model.heads.init_std': (0.135, POSITIVE, 'first std of a continuous parameter, share of its range'),
+    'train.lr': (1e-4, POSITIVE, 'learning rate of the backbone or its adapters in PPO, the peak'),
+    'train.head_lr': (1e-3, POSITIVE, 'learning rate of the heads in PPO, the peak'),
+    'train.batch_size': (8, COUNT, 'samples per update'),
+    'train.weight_decay': (0.0, NOT_NEGATIVE, 'decoupled weight decay'),
+    'train.max_grad_norm': (1.0, POSITIVE, 'gradients are clipped to this norm'),
+    'train.lr_schedule': ('linear', one_of('constant', 'linear', 'cosine'), 'how learning rates fall to 0'),
+    'train.output_dir': ('checkpoints', NAME, 'folder of checkpoints and logs'),
+    'train.resume': ('', TEXT, 'state file to go on from'),
+    'train.save_every': (10, COUNT, 'PPO iterations between resumable saves'),
+    'train.threads': (0, NATURAL, 'torch threads; 0: as torch chooses'),
+    'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
+    'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
+    'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
+    'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
+    'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
+    'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
+    'rl.clip_ratio': (0.2, INSIDE, 'PPO clips the probability ratio to 1 -/+ this'),
+    'rl.gamma': (0.99, SHARE, 'discount per step'),
+    'rl.gae_lambda': (0.95, SHARE, 'decay of GAE\'s sum of errors per step'),
+    'rl.ppo_epochs': (4, COUNT, 'passes over one rollout'),
+    'rl.value_coef': (0.5, NOT_NEGATIVE, 'weight of the value loss'),
+    'rl.entropy_coef': (0.01, NOT_NEGATIVE, 'weight of the entropy bonus'),
+    'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
+    'rl.critic_warmup': (1, NATURAL, 'first iterations, which train the value head only'),
+    'env.num_envs': (8, COUNT, 'environments side by side'),
+    'env.max_steps': (40, COUNT, 'time limit of an episode, steps'),
+    'env.goals': ([], NAME, 'goal kinds or DSL strings; empty: all'),
+    'world.width': (64, PIXELS, 'pixels'),
+    'world.height': (64, PIXELS, 'pixels'),
+    'world.n_particles': (8, CROWD, 'particles at the start'),
+    'world.max_particles': (50, CROWD, 'particles at most'),
+    'physics.gravity_y': (0.0, NUMBER, 'acceleration downwards, pixels per dt^2'),
+    'physics.restitution': (0.8, SHARE, 'speed kept in a collision, share'),
+    'physics.em_force_strength': (5.0, NOT_NEGATIVE, 'strength of the force between charges'),
+    'physics.em_force_radius': (15.0, POSITIVE, 'reach of the force between charges, pixels'),
+    'physics.substeps': (3, COUNT, 'substeps per step'),
+    'physics.dt': (1.0, POSITIVE, 'time per step'),
+    'physics.vibration_scale': (0.5, NOT_NEGATIVE, 'how far temperature shakes positions'),
+    'physics.heat_dissipation': (0.02, SHARE, 'temperature lost to the surroundings per step, share'),
+    'physics.thermal_radiation_rate': (0.01, NOT_NEGATIVE, 'heat radiated to near particles per step'),
+    'physics.thermal_radiation_radius': (10.0, POSITIVE, 'reach of that radiation, pixels'),
+    'eval.episodes': (512, COUNT, 'episodes per evaluation'),
+    'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
+    'eval.every': (10, NATURAL, 'PPO iterations between evaluations; 0: never'),
+    'log.wandb': ('disabled', one_of('disabled', 'online', 'offline'), 'Weights & Biases'),
+    'log.project': ('flexibleworld', NAME, 'its project'),
+    'log.run_name': ('', TEXT, 'its run; empty: as it chooses'),
+}
+DEFAULTS = {}
+for _key, (_default, *_) in SETTINGS.items():
+    *_groups, _leaf = _key.split('.')
+    _node = DEFAULTS
+    for _group in _groups:
+        _node = _node.setdefault(_group, {})
+    _node[_leaf] = _default
+
+
+class _Scope(Scope):
+    """ato's Scope without its hold on the process: argparse stays as it is, and sys.argv is not read."""
+
+    def register(self):  # the parent's replaces ArgumentParser.parse_args and parse_known_args
+        type(self).registry = {self.name: self}
+
+    def apply(self):  # the parent's prints ato's manual and exits where sys.argv[1] is `manual` or `--help`
+        argv, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            super().apply()
+        finally:
+            sys.argv = argv
+
+
+scope = _Scope()
+PRESETS = {}  # name: kind. Presets of one kind contradict each other; a later one overrides an earlier one.
+
+
+def preset(kind):
+    """Make a function of the config a preset: its name is the name, its docstring the meaning."""
+    def register(function):
+        PRESETS[function.__name__] = kind
+        return scope.observe()(function)
+    return register
+
+
+@preset('model')
+def vlm_tiny(config):
+    """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
+    config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
+    config.model.heads.hidden = [128]
+    config.train.update(batch_size=128, lr=1e-4)
+    config.vlm.update(bc_epochs=1, bc_samples=40000, ppo_epochs=20, rollout_steps=32)
+    config.rl.update(ppo_epochs=1, entropy_coef=0.003, gamma=0.97)
+    config.env.num_envs = 64
+
+
+@preset('model')
+def vlm_7b(config):
+    """Qwen2-VL-7B in place of 2B"""
+    config.model.vlm.name = 'Qwen/Qwen2-VL-7B-Instruct'
+
+
+@preset('length')
+def vlm_fast(config):
+    """quick test: 10 PPO iterations, no behaviour cloning"""
+    config.vlm.update(bc_epochs=0, ppo_epochs=10)
+
+
+@preset('length')
+def vlm_full(config):
+    """5 epochs of behaviour cloning, then 50 PPO iterations"""
+    config.vlm.update(bc_epochs=5, ppo_epochs=50)
+
+
+@preset('length')
+def vlm_long(config):
+    """10 epochs of behaviour cloning, then 100 PPO iterations"""
+    config.vlm.update(bc_epochs=10, ppo_epochs=100)
+
+
+@preset('gravity')
+def zero_gravity(config):
+    """nothing falls"""
+    config.physics.gravity_y = 0.0
+
+
+@preset('gravity')
+def gravity(config):
+    """particles fall"""
+    config.physics.gravity_y = 0.1
+
+
+@preset('bounce')
+def elastic(config):
+    """collisions keep all of their energy"""
+    config.physics.restitution = 1.0
+
+
+@preset('charge')
+def strong_em(config):
+    """four times the force between charges"""
+    config.physics.em_force_strength = 20.0
+
+
+@preset('size')
+def high_res(config):
+    """a world of 128 x 128"""
+    config.world.update(width=128, height=128)
+
+
+@preset('size')
+def small_sim(config):
+    """a world of 32 x 32"""
+    config.world.update(width=32, height=32)
+
+
+@preset('scale')
+def debug(config):
+    """everything small, whatever else is given: does it run at all?"""
+    config.train.update(batch_size=8, save_every=1)
+    config.vlm.update(bc_epochs=min(config.vlm.bc_epochs, 1), bc_samples=64, ppo_epochs=2, rollout_steps=8)
+    config.env.update(num_envs=4, max_steps=8)
+    config.eval.update(episodes=16, every=1)
+
+
+def load(argv: list[str]) -> ADict:
+    """Presets, `key=value` and `key:=string` in any order -> the config, frozen, with `config.presets`."""
+    words = [word for word in argv if '=' not in word]
+    for word in words:
+        if word in SETTINGS:
+            raise _misfit(word, word)
+        if word not in PRESETS:
+            raise ConfigError(f'unknown preset {word!r}: did you mean {_nearest(word, PRESETS)}?')
+    literals = dict(_parse(word) for word in argv if '=' in word)
+    presets = [name for name in PRESETS if name in words]
+    if not presets:
+        raise ConfigError('no preset given: begin with vlm_tiny (manual lists the others)')
+    for one, other in itertools.pairwise(presets):
+        if PRESETS[one] == PRESETS[other]:
+            raise ConfigError(f'the presets {one} and {other} contradict each other: give one of them')
+    return _compose(presets, literals, presets)
+
+
+def from_dict(saved: dict) -> ADict:
+    """What `to_dict()` gave, out of a checkpoint's JSON -> the config; missing keys take their defaults."""
+    if not isinstance(saved, dict):
+        raise ConfigError(f'a saved config is a dict of groups, not {saved!r}')
+    literals = dict(_flatten(saved))
+    presets = literals.pop('presets', [])
+    if not isinstance(presets, list) or not all(isinstance(name, str) for name in presets):
+        raise ConfigError(f'presets wants a list of names, not {presets!r}')
+    literals = {_known(key): _check(key, value, f'{key}={value!r}') for key, value in literals.items()}
+    return _compose([], literals, presets)
+
+
+def main_config(argv: list[str] | None = None) -> ADict:
+    """What a script calls: `load`, or the manual and exit code 0, or one line of error and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {'manual', '--help', '-h'} & set(argv):
+        manual()
+        sys.exit(0)
+    try:
+        return load(argv)
+    except ConfigError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def manual():
+    """Print every preset and every key, one aligned line each."""
+    print('PRESET... key=value... key:=string...\n')
+    print('Presets compose; one further down overrides those above it:')
+    for name in PRESETS:
+        print(f'  {name:12}  {scope.views[name]["fn"].__doc__}')
+    print('\nKeys, at their defaults; a preset overrides a default, and what is typed overrides both:')
+    for key, (default, (_, words, _), meaning) in SETTINGS.items():
+        typed = f'{key}:={default}' if isinstance(default, str) else f'{key}={default}'
+        print(f'  {typed:62}  {meaning} ({words})')
+
+
+def _compose(presets, literals, recorded):
+    """Defaults, presets, literals -> the config. ato executes literals: it gets the repr of plain data."""
+    scope.reset_user_inputs()
+    scope.config = config = ADict(DEFAULTS)
+    scope.assign(presets + [f'{key}={value!r}' for key, value in literals.items()])
+    scope.apply()
+    _reject_contradictions(config)
+    config.presets = recorded
+    return config.freeze()
+
+
+def _reject_contradictions(c):
+    """Refuse values that are each fine and together are not."""
+    limits = [('world.n_particles', c.world.n_particles, 'world.max_particles', c.world.max_particles)]
+    if c.vlm.ppo_epochs:
+        steps = c.env.num_envs * c.vlm.rollout_steps
+        limits.append(('train.batch_size', c.train.batch_size, 'env.num_envs * vlm.rollout_steps', steps))
+    if c.vlm.bc_epochs:
+        limits.append(('train.batch_size', c.train.batch_size, 'vlm.bc_samples', c.vlm.bc_samples))
+    for key, value, bound, most in limits:
+        if value > most:
+            raise ConfigError(f'{key} is {value}, more than {bound}, which is {most}')
+    if c.model.vlm.use_lora and not c.model.vlm.lora_targets:
+        raise ConfigError('model.vlm.use_lora is True and model.vlm.lora_targets is empty: name the layers')
+
+
+def _flatten(node, prefix=''):
+    """Nested groups -> pairs of a dotted key and its value."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}', value
+
+
+def _known(key):
+    """The key itself, if there is one of this name."""
+    if key not in SETTINGS:
+        raise ConfigError(f'unknown key {key!r}: did you mean {_nearest(key, SETTINGS)}?')
+    return key
+
+
+def _nearest(word, names):
+    """The name most like the word, in full or by its last part: `train.hidden` finds model.heads.hidden."""
+    def likeness(name):
+        return max(difflib.SequenceMatcher(None, word.lower(), form).ratio()
+                   for form in (name, name.rpartition('.')[2]))
+    return max(names, key=likeness)
+
+
+def _parse(word):
+    """`key=value` or `key:=string` -> the key and the value, which is never executed."""
+    key, _, text = word.partition('=')
+    as_string = key.endswith(':')
+    key = _known(key.removesuffix(':'))
+    if isinstance(SETTINGS[key][0], str):
+        quoted = len(text) > 1 and text[0] == text[-1] in '\'"'
+        value = _check(key, text[1:-1] if quoted else text, word)
+        if not text or not (as_string or quoted):
+            raise _misfit(key, word, text)
+        return key, value
+    try:
+        value = None if as_string else ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all it may raise
+        value = None
+    return key, _check(key, value, word)
+
+
+def _check(key, value, given):
+    """The value as plain data of its key's type."""
+    default, (kind, _, holds), _ = SETTINGS[key]
+    items = value if isinstance(default, list) else [value]
+    if not isinstance(items, (list, tuple)) or not all(_is(kind, item) and holds(item) for item in items):
+        raise _misfit(key, given)
+    items = [kind(item) for item in items]
+    return items if isinstance(default, list) else items[0]
+
+
+def _is(kind, value):
+    if kind is float:  # a whole number is fine; nan and inf are not
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is kind  # True is no number
+
+
+def _misfit(key, given, text=''):
+    """The error of a value that does not fit its key: it shows one that does, `text` for a string's key."""
+    default, (_, words, _), _ = SETTINGS[key]
+    example = f'{key}={default}'
+    if isinstance(default, str):
+        example = shlex.quote(f'{key}:={text or default or "TEXT"}')
+    elif isinstance(default, list):
+        words = f'a list, each item {words}'
+        example = f'"{key}={default or ["TEXT"]}"'  # quoted, for the shell would strip the inner quotes
+    return ConfigError(f'{key} wants {words}, as in {example}, not {given}')

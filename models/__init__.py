@@ -1,0 +1,1 @@
+"""The policy: backbone, heads, losses, checkpoints. Import the module you need; this file stays light."""

@@ -1,0 +1,256 @@
+"""Qwen2-VL behind one small interface: a batch of pictures and sentences in, hidden states out.
+
+The forward pass computes what the heads read and nothing else: no vocabulary logits, the vision tower once for
+the whole batch (all pictures of a batch have one size), prompt tokens and position ids once per layout. The
+weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_policy.py).
+
+Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size.
+"""
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+VISION, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", VISION, VISION_END, IMAGE, "<|video_pad|>"]
+# the part of the official chat template that one user turn with text and pictures needs
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TINY_TEMPLATE = (   # one picture, the sentence, the token whose hidden state is read
+    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "<|im_end|>")
+TINY = {  # a real Qwen2-VL, small enough to train from scratch on a CPU
+    "text_config": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+                    "num_key_value_heads": 2, "max_position_embeddings": 512,
+                    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4]}},
+    "vision_config": {"depth": 1, "embed_dim": 64, "hidden_size": 96, "num_heads": 4, "mlp_ratio": 2,
+                      "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
+}
+KNOWN = {"vlm_tiny": TINY}
+
+
+def train_tokenizer(sentences, vocab_size=1024):
+    """A byte-level BPE tokenizer (the kind Qwen2 uses) trained on `sentences`; deterministic."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace("  ", " "), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(sentences, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token="<|im_end|>")
+
+
+def save_random_model(name, folder, sentences, seed=0):
+    """Writes the known configuration `name` with fresh weights as an ordinary model folder, and returns it.
+
+    What `from_pretrained` finds there is what a hub repository holds: config.json, model.safetensors, the
+    tokenizer's files (trained on `sentences`), chat template and preprocessor_config.json.
+    """
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    if name not in KNOWN:
+        raise ValueError(f"model.vlm.init=random knows {', '.join(KNOWN)}, not {name!r}")
+    tokenizer = train_tokenizer(sentences)
+    tokenizer.chat_template = TINY_TEMPLATE
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in (
+        ("image_token_id", IMAGE), ("video_token_id", "<|video_pad|>"),
+        ("vision_start_token_id", VISION), ("vision_end_token_id", VISION_END))}
+    sizes = json.loads(json.dumps(KNOWN[name]))
+    sizes["text_config"] |= {"vocab_size": len(tokenizer), "bos_token_id": None,
+                             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2VLConfig(**sizes, **ids, tie_word_embeddings=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2VLForConditionalGeneration(config)
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    vision = sizes["vision_config"]
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+        "patch_size": vision["patch_size"], "merge_size": vision["spatial_merge_size"],
+        "temporal_patch_size": vision["temporal_patch_size"], "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+        "size": {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}}, indent=1))
+    return folder
+
+
+def smart_size(height, width, factor, min_pixels, max_pixels):
+    """The size Qwen2-VL sees: multiples of `factor`, area within bounds, aspect ratio kept (Qwen2-VL, sec. 2.1)."""
+    h, w = round(height / factor) * factor, round(width / factor) * factor
+    if h * w > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        h, w = (max(factor, math.floor(side / scale / factor) * factor) for side in (height, width))
+    elif h * w < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        h, w = (math.ceil(side * scale / factor) * factor for side in (height, width))
+    return h, w
+
+
+def _rotate(x, cos, sin):
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+class Backbone(nn.Module):
+    """forward(images uint8 [B,H,W,3], goals: B strings) -> last [B,D], image [B,S,D], centres [S,2]; float32.
+
+    `last` is the hidden state of the prompt's last token, `image` those of the picture's tokens, `centres` where
+    in the picture these tokens lie (x, y in [0, 1]).
+    """
+
+    def __init__(self, model, tokenizer, preprocessor, name, lora=None):
+        super().__init__()
+        self.name, self.tokenizer, self.preprocessor, self.lora = name, tokenizer, preprocessor, lora
+        self.width = model.config.text_config.hidden_size
+        if lora:
+            from peft import LoraConfig, get_peft_model
+            model.requires_grad_(False)
+            model = get_peft_model(model, LoraConfig(
+                r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"],
+                target_modules=r".*language_model.*\.(" + "|".join(lora["targets"]) + ")"))
+        self.model = model
+        self._tokens, self._layouts = {}, {}
+
+    @classmethod
+    def from_pretrained(cls, name, dtype="auto", lora=None):
+        """From a hub name or a local folder, weights included. OSError where neither has it."""
+        from transformers import AutoTokenizer, Qwen2VLModel
+        from transformers.image_processing_base import ImageProcessingMixin
+        preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = Qwen2VLModel.from_pretrained(name, dtype=dtype)
+        return cls(model, tokenizer, preprocessor, str(name), lora)
+
+    @classmethod
+    def from_files(cls, files, name, dtype="float32", lora=None):
+        """From the texts of a model folder's small files (see `small_files`), without weights: random ones."""
+        from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+        with tempfile.TemporaryDirectory() as folder:
+            for file, text in files.items():
+                Path(folder, Path(file).name).write_text(text, encoding="utf-8")
+            config, tokenizer = Qwen2VLConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            preprocessor = json.loads(files["preprocessor_config.json"])
+        return cls(Qwen2VLModel._from_config(config, dtype=getattr(torch, dtype)), tokenizer, preprocessor, name, lora)
+
+    @staticmethod
+    def small_files(folder):
+        """The texts of everything in a model folder but the weights: {file name: text}."""
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())
+                if path.suffix in (".json", ".jinja", ".txt") and ".index." not in path.name}
+
+    @property
+    def vlm(self):
+        """transformers' Qwen2VLModel itself, with or without adapters in it."""
+        return self.model.base_model.model if self.lora else self.model
+
+    # --- the prompt -------------------------------------------------------------------------------------------
+    def prompt(self, goal):
+        """Token ids before and after the picture's tokens, for one goal."""
+        if goal not in self._tokens:
+            messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": goal}]}]
+            template = self.tokenizer.chat_template or CHAT_TEMPLATE
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+            before, after = text.split(IMAGE, 1)
+            encode = lambda part: self.tokenizer(part, add_special_tokens=False)["input_ids"]  # noqa: E731
+            if len(self._tokens) > 10_000:
+                self._tokens.clear()
+            self._tokens[goal] = encode(before), encode(after)
+        return self._tokens[goal]
+
+    def positions(self, before, grid, length, device):
+        """M-RoPE position ids [3,1,L] (Qwen2-VL, sec. 2.1) of: `before` tokens, a picture of grid (h, w), text."""
+        key = before, grid, length
+        if key not in self._layouts:
+            h, w = grid
+            text = torch.arange(before).expand(3, -1)
+            rows, cols = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+            image = torch.stack([torch.zeros(h, w, dtype=torch.long), rows, cols]).flatten(1) + before
+            rest = torch.arange(length - before - h * w).expand(3, -1) + before + max(h, w)
+            self._layouts[key] = torch.cat([text, image, rest], 1)[:, None]
+        return self._layouts[key].to(device)
+
+    # --- the picture ------------------------------------------------------------------------------------------
+    def pixels(self, images):
+        """uint8 [B,H,W,3] -> normalised patches [B,P,3*p*p] in Qwen2-VL's merge order, and the grid (h, w)."""
+        vision, settings = self.vlm.config.vision_config, self.preprocessor
+        p, m = vision.patch_size, vision.spatial_merge_size
+        size = settings.get("size") or {}
+        low = settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        high = settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        height, width = smart_size(*images.shape[1:3], p * m, low, high)
+        x = images.permute(0, 3, 1, 2)
+        if (height, width) != tuple(images.shape[1:3]):
+            x = F.interpolate(x.float(), (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
+        mean, std = (torch.tensor(settings[key], device=x.device).view(3, 1, 1) for key in ("image_mean", "image_std"))
+        x = (x.float() / 255 - mean) / std
+        h, w = height // p, width // p
+        x = x.view(-1, 3, h // m, m, p, w // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        return x.reshape(len(x), h * w, 3 * p * p), (h, w)
+
+    def vision(self, patches, grid):
+        """The vision tower on a batch of equal grids: [B,P,3*p*p] -> [B,S,D]. No loop over the pictures."""
+        tower, m, (h, w) = self.vlm.visual, self.vlm.config.vision_config.spatial_merge_size, grid
+        # the two frames of a still picture are equal, so the Conv3d is a matrix product with the frames' sum
+        kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)
+        x = patches.to(kernel.dtype) @ kernel.T                                                        # [B,P,E]
+        heads = tower.blocks[0].attn.num_heads if len(tower.blocks) else 1
+        dim = x.shape[-1] // heads
+        order = torch.arange(h * w, device=x.device).view(h // m, m, w // m, m).transpose(1, 2).flatten()
+        freq = 10000.0 ** (-torch.arange(0, dim // 2, 2, device=x.device, dtype=torch.float) / (dim // 2))
+        angles = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)   # [P,dim]
+        cos, sin = angles.cos(), angles.sin()
+        for block in tower.blocks:
+            q, k, v = block.attn.qkv(block.norm1(x)).view(*x.shape[:2], 3, heads, dim).permute(2, 0, 3, 1, 4)
+            q, k = (_rotate(t.float(), cos, sin).to(v.dtype) for t in (q, k))
+            attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + block.attn.proj(attended)
+            x = x + block.mlp(block.norm2(x))
+        return tower.merger(x).view(len(x), h * w // m**2, -1)
+
+    def forward(self, images, goals):
+        device = self.device
+        patches, (h, w) = self.pixels(images.to(device))
+        image = self.vision(patches, (h, w))
+        prompts = [self.prompt(goal) for goal in goals]
+        before, m = prompts[0][0], self.vlm.config.vision_config.spatial_merge_size
+        # padded on the right: under a causal mask no token sees what comes after it, so no mask is needed
+        lengths = [len(after) for _, after in prompts]
+        text = np.zeros((len(goals), max(lengths)), np.int64)
+        for row, (_, after) in zip(text, prompts, strict=True):
+            row[:len(after)] = after
+        embed = self.vlm.get_input_embeddings()
+        prefix = embed(torch.tensor(before, device=device)).expand(len(goals), -1, -1)
+        tokens = torch.cat([prefix, image.to(prefix.dtype), embed(torch.from_numpy(text).to(device))], 1)   # [B,L,D]
+        position_ids = self.positions(len(before), (h // m, w // m), tokens.shape[1], device)
+        hidden = self.vlm.language_model(
+            inputs_embeds=tokens, position_ids=position_ids.expand(-1, len(goals), -1),
+            attention_mask={"full_attention": None}, use_cache=False).last_hidden_state.float()
+        start, count = len(before), image.shape[1]
+        ends = torch.tensor(lengths, device=device) + start + count - 1
+        last = hidden[torch.arange(len(goals), device=device), ends]
+        return last, hidden[:, start:start + count], self.centres(h // m, w // m, device)
+
+    @staticmethod
+    def centres(h, w, device):
+        """Centres [S,2] (x, y) in [0, 1] of the picture's tokens."""
+        y, x = torch.meshgrid((torch.arange(h, device=device) + 0.5) / h, (torch.arange(w, device=device) + 0.5) / w,
+                              indexing="ij")
+        return torch.stack([x.flatten(), y.flatten()], -1)
+
+    @property
+    def device(self):
+        return next(self.parameters()).device

@@ -1,0 +1,53 @@
+"""Checkpoints: tensors and JSON, never code. What acts is `{"format", "meta", "weights"}`; what resumes adds state.
+
+`meta` is a JSON string that says what made the weights; the same JSON lies beside the file for people to read.
+"""
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+FORMAT = "flexibleworld-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line for the person who named it."""
+
+
+def save(path, meta, weights, state=None):
+    """Writes atomically (a killed save leaves the old file). `state`: tensors and plain data to resume from."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "weights": weights}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        torch.save(content | ({"state": state} if state is not None else {}), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if state is None:
+        readable = {key: value for key, value in meta.items() if key != "files"}
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(readable, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path.with_suffix(".json"))
+
+
+def load(path):
+    """-> (meta dict, weights, state or None). CheckpointError in one line if that is not to be had."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: train one with `python train_vlm.py vlm_tiny`, "
+                              "or name a .pt file that train_vlm.py wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} holds more than tensors and plain data, or is damaged; it was not executed. "
+                              "Use a .pt file that train_vlm.py wrote") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({str(error).splitlines()[0][:80]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a FlexibleWorld checkpoint (format {FORMAT!r})")
+    return json.loads(content["meta"]), content["weights"], content.get("state")

@@ -1,0 +1,133 @@
+"""VLMPolicy: a vision-language model that acts. Backbone, action head and value head in one module.
+
+    policy = VLMPolicy.from_checkpoint("checkpoints/vlm_best.pt")
+    actions, log_probs, output = policy.sample_action([image], ["입자들을 모아줘"])
+"""
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.backbone import Backbone
+from models.checkpoint import CheckpointError, load, save
+from models.heads import ActionSpec, HybridDistribution, HybridHead, ValueHead
+
+
+@dataclass
+class PolicyOutput:
+    """What one forward pass knows: `value` [B] and the action `distribution`."""
+    value: torch.Tensor
+    distribution: HybridDistribution
+
+
+class VLMPolicy(nn.Module):
+    """pi(a | picture, sentence) and V(picture, sentence). Legend: B samples, A numbers in an action, H W image.
+
+    Dropout (LoRA's) is off by default, also in `.train()`: PPO's ratio must compare the same function before and
+    after an update. Behaviour cloning turns it on with `use_dropout(True)`.
+    """
+
+    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135):
+        super().__init__()
+        self.backbone, self.spec, self.head_settings = backbone, spec, {"hidden": list(hidden), "init_std": init_std}
+        self.action_head = HybridHead(spec, backbone.width, hidden, init_std)
+        self.value_head = ValueHead(backbone.width, [hidden[-1]])
+        self._dropout = False
+
+    def use_dropout(self, on):
+        self._dropout = on
+        return self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(mode and self._dropout)
+        return self
+
+    @property
+    def device(self):
+        return self.backbone.device
+
+    def forward(self, images, goals):
+        """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
+        last, image, centres = self.backbone(self._images(images), list(goals))
+        return PolicyOutput(self.value_head(last), self.action_head(last, image, centres))
+
+    def _images(self, images):
+        if isinstance(images, (list, tuple)):
+            images = np.stack([np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+                               for image in images])
+        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must be uint8 [B,H,W,3] or PIL images of one size, "
+                             f"not {images.dtype} {tuple(images.shape)}")
+        return images.to(self.device)
+
+    @torch.no_grad()
+    def sample_action(self, images, goals, deterministic=False):
+        """-> (actions float32 [B,A], log_probs float32 [B], PolicyOutput). Deterministic: the mode of each part."""
+        output = self(images, goals)
+        actions = output.distribution.sample(deterministic)
+        return actions, output.distribution.log_prob(actions), output
+
+    def evaluate_actions(self, obs, actions):
+        """obs {"image": uint8 [B,H,W,3], "goal": B strings}, actions [B,A] -> log_probs, entropy, values, all [B]."""
+        output = self(obs["image"], obs["goal"])
+        return output.distribution.log_prob(actions.to(self.device)), output.distribution.entropy(), output.value
+
+    def act(self, obs, deterministic=False):
+        """The Policy protocol of simulator.rollout: obs -> actions [B,A], log_probs [B], values [B]."""
+        actions, log_probs, output = self.sample_action(obs["image"], obs["goal"], deterministic)
+        return actions, log_probs, output.value
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+    def trainable_state(self):
+        """The weights that training changes: all of them, or adapters and heads where the base is frozen."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items() if name in trained}
+
+    def parameter_groups(self, lr, head_lr):
+        """Optimiser groups: the backbone at `lr`, the new heads at `head_lr`."""
+        heads = list(self.action_head.parameters()) + list(self.value_head.parameters())
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": head_lr}]
+
+    def architecture(self):
+        """Plain data from which `from_architecture` builds the same policy, without the weights."""
+        return {"spec": asdict(self.spec), "heads": self.head_settings, "base": self.backbone.name,
+                "lora": self.backbone.lora, "files": getattr(self.backbone, "files", None)}
+
+    @classmethod
+    def from_architecture(cls, a):
+        if a["files"]:
+            backbone = Backbone.from_files(a["files"], a["base"], lora=a["lora"])
+            backbone.files = a["files"]
+        else:
+            backbone = Backbone.from_pretrained(a["base"], lora=a["lora"])
+        return cls(backbone, ActionSpec.from_dict(a["spec"]), **a["heads"])
+
+    def save(self, path, meta=None):
+        """Writes a checkpoint to act from; `meta` is JSON-able data on what made it."""
+        save(path, {"architecture": self.architecture()} | (meta or {}), self.trainable_state())
+
+    @classmethod
+    def from_checkpoint(cls, path, device="cpu"):
+        """Loads what `save` wrote; CheckpointError (one line) for anything else. `.meta` says what made it."""
+        meta, weights, _ = load(path)
+        if "architecture" not in meta:
+            raise CheckpointError(f"{path} does not say which policy it holds; use a file that train_vlm.py wrote")
+        policy = cls.from_architecture(meta["architecture"])
+        policy.load_weights(weights, path)
+        policy.meta = meta
+        return policy.to(device).eval()
+
+    def load_weights(self, weights, path="checkpoint"):
+        wanted = self.trainable_state()
+        wrong = sorted(set(wanted) ^ set(weights)) or [
+            name for name in wanted if wanted[name].shape != weights[name].shape]
+        if wrong:
+            raise CheckpointError(f"{path} is of another architecture: {len(wrong)} weights do not fit, "
+                                  f"the first is {wrong[0]}")
+        self.load_state_dict(weights, strict=False)

@@ -1,0 +1,104 @@
+"""Success as k of n episodes with fixed seeds and a 95 % Wilson interval, and the tables that show it."""
+import math
+
+import numpy as np
+import torch
+
+from simulator.rollout import tree_map
+
+
+def wilson(k, n, z=1.959964):
+    """95 % interval of a share (Wilson 1927, JASA 22:209): -> (low, high) in [0, 1]."""
+    if n == 0:
+        return 0.0, 1.0
+    p, d = k / n, 1 + z * z / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / d), min(1.0, (middle + half) / d)
+
+
+def share(k, n):
+    """{"k", "n", "rate", "low", "high"} of k successes in n episodes."""
+    low, high = wilson(k, n)
+    return {"k": int(k), "n": int(n), "rate": k / n if n else 0.0, "low": low, "high": high}
+
+
+def run_episodes(env, act, seeds, goals=None, texts=None):
+    """One episode for each seed -> {"success" bool [n], "length" int [n], "return" [n], "goal" [n] strings}.
+
+    `act(obs, worlds)` gives actions for the still running worlds (indices into the environment) only. Episodes are
+    run `env.num_envs` at a time; `goals` and `texts` [n] fix what is asked, as the environment's options.
+    """
+    n, e = len(seeds), env.num_envs
+    result = {"success": np.zeros(n, bool), "length": np.zeros(n, int), "return": np.zeros(n),
+              "goal": np.full(n, "", object)}
+    for first in range(0, n, e):
+        block = [min(first + i, n - 1) for i in range(e)]        # the last block is filled up with its last episode
+        options = {key: [values[i] for i in block] for key, values in (("goals", goals), ("texts", texts))
+                   if values is not None}
+        obs, _ = env.reset(seed=[int(seeds[i]) for i in block], options=options)
+        running = np.arange(min(e, n - first))
+        actions = np.zeros(env.action_space.shape, env.action_space.dtype)
+        while len(running):
+            seen = tree_map(lambda leaf: leaf[running] if isinstance(leaf, np.ndarray)
+                            else tuple(leaf[i] for i in running), obs)                   # noqa: B023
+            actions[running] = act(seen, running)
+            obs, rewards, terminated, truncated, infos = env.step(actions)
+            result["length"][first + running] += 1
+            result["return"][first + running] += rewards[running]
+            ended = running[(terminated | truncated)[running]]
+            if len(ended):
+                result["success"][first + ended] = infos["episode"]["success"][ended]
+                result["goal"][first + ended] = infos["episode"]["goal"][ended]
+            running = np.setdiff1d(running, ended)
+    return result
+
+
+def policy_actor(policy, deterministic):
+    """`act` of a trained policy, for run_episodes."""
+    return lambda obs, worlds: policy.act(obs, deterministic)[0].cpu().numpy()
+
+
+def run_all(env, policy, episodes, seed, goals=None, texts=None, baselines=True):
+    """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
+
+    The goals go round in equal shares unless given."""
+    seeds = seed + np.arange(episodes)
+    goals = env.balanced_goals(episodes) if goals is None else goals
+    rng = np.random.default_rng(seed)
+    actors = {"deterministic": policy_actor(policy, True), "sampled": policy_actor(policy, False)} if policy else {}
+    if baselines:
+        actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
+                   "random": lambda obs, worlds: env.random_actions(rng)[worlds],
+                   "expert": lambda obs, worlds: env.expert_actions()[worlds]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {name: run_episodes(env, act, seeds, goals, texts) for name, act in actors.items()}
+
+
+def summary(result):
+    """k of n with its interval, in all and `per_goal`, and the mean length of successful episodes."""
+    success, goals = result["success"], result["goal"]
+    per_goal = {str(goal): share(success[goals == goal].sum(), (goals == goal).sum())
+                for goal in dict.fromkeys(goals)}
+    steps = float(result["length"][success].mean()) if success.any() else None
+    return share(success.sum(), len(success)) | {"mean_steps": steps, "per_goal": per_goal}
+
+
+def step_ratio(a, b):
+    """Total steps of `a` over those of `b` on the episodes that both solve; None if there are none."""
+    both = a["success"] & b["success"]
+    return float(a["length"][both].sum() / b["length"][both].sum()) if both.any() else None
+
+
+def table(summaries):
+    """A terminal table: a row per goal, a column per policy, success in percent; the last row has all and k/n."""
+    names, goals = list(summaries), list(next(iter(summaries.values()))["per_goal"])
+    width = max(map(len, goals + ["all, 95 % interval"]))
+    lines = [" " * width + "".join(f"{name:>22}" for name in names)]
+    for goal in goals:
+        lines.append(f"{goal:<{width}}" + "".join(f"{100 * s['per_goal'][goal]['rate']:>20.1f} %"
+                                                   for s in summaries.values()))
+    lines.append(f"{'all, k of n':<{width}}" + "".join(f"{s['k']:>16} of {s['n']:<2}".rjust(22) for s in summaries.values()))
+    lines.append(f"{'all, 95 % interval':<{width}}" + "".join(
+        f"{100 * s['rate']:.1f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}] %".rjust(22) for s in summaries.values()))
+    return "\n".join(lines)

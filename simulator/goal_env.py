@@ -1,0 +1,287 @@
+"""The particle world as an environment: one world or many, a picture and a sentence in, an action out.
+
+Action (Box float32 [7]): action_type, target, x, y, value, radius, property_type; see simulator.action_operator.
+Observation: {"image": uint8 [H,W,3], "goal": the sentence}. Reward: simulator.goals; +1 on success.
+Success terminates, `max_steps` truncates. Every step executes the action and advances the simulation once.
+
+    Worlds               the task itself, for B worlds: start, step, observe; no autoreset
+    ParticleVectorEnv    Gymnasium's VectorEnv over it, autoreset mode SAME_STEP
+    ParticleEnv          Gymnasium's Env, registered as FlexibleWorld/Particles-v0
+    GoalConditionedEnv   one world with the small API of the notebook example
+"""
+import string
+from functools import cache
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from simulator import expert
+from simulator import goals as G
+from simulator.action_operator import USED, ActionOperator, ActionStatus, ActionType
+from simulator.core import ParticleSimulator
+from simulator.language import load_sentences, read_goal
+
+CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
+    chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
+
+
+class HybridAction(spaces.Box):
+    """A Box whose column 0 is an action type; it says which columns each type `uses` (bool [K,A]), which are
+    `continuous`, which of these are an image `point`, and which one is `categorical`."""
+
+    def __init__(self, low, high, uses, continuous, point, categorical):
+        super().__init__(low, high, dtype=np.float32)
+        self.uses, self.continuous, self.point, self.categorical = uses, continuous, point, categorical
+
+
+def action_space(width, height, max_particles):
+    """The particle world's action space."""
+    low = np.array([0, -1, 0, 0, -5, 1, 0], np.float32)
+    high = np.array([len(ActionType) - 1, max_particles - 1, width, height, 5, 64, 7], np.float32)
+    names = ("action_type", "target", "x", "y", "value", "radius", "property_type")
+    uses = np.array([[i == 0 or (name in USED[kind] and name != "target") for i, name in enumerate(names)]
+                     for kind in ActionType])
+    return HybridAction(low, high, uses, continuous=(2, 3, 4, 5), point=(2, 3), categorical=6)
+
+
+@cache
+def sentences_by_goal(split="train"):
+    """{goal text: its sentences} of one split of the shipped corpus."""
+    table = {}
+    for row in load_sentences():
+        if row["split"] == split:
+            table.setdefault(row["goal"], []).append(row["text"])
+    return table
+
+
+class Worlds:
+    """B particle worlds with a goal each. `split` names the part of the corpus the sentences are drawn from.
+
+    World b's episode k is a function of (seed of b, k) and its actions alone.
+    """
+
+    def __init__(self, count, goals=None, split="train", max_steps=40, width=64, height=64, n_particles=8,
+                 max_particles=50, physics=None):
+        self.sim = ParticleSimulator(count, max_particles, width, height, physics)
+        self.operator = ActionOperator(self.sim)
+        self.size = np.array([width, height], float)
+        self.max_steps, self.n_particles = max_steps, n_particles
+        chosen = [G.Goal.parse(str(goal)) for goal in goals] if goals else list(G.GOALS)
+        self.choices, self.sentences = chosen, sentences_by_goal(split)
+        space = action_space(width, height, max_particles)
+        self.action_low, self.action_high = space.low, space.high
+        self.seeds, self.episode = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.steps, self.initial = np.zeros(count, np.int64), np.full(count, n_particles)
+        self.goals, self.texts = [chosen[0]] * count, [""] * count
+        self.now = G.Summary.of(self.sim, self.initial)
+        self.start = self.now[slice(None)]
+        self.now = G.Summary.of(self.sim, self.initial)
+
+    def begin(self, worlds, goals=None, texts=None):
+        """Starts the next episode of the named worlds; goals and sentences are drawn where not given."""
+        for i, b in enumerate(worlds):
+            rng = np.random.default_rng([self.seeds[b], self.episode[b]])
+            drawn = self.choices[rng.integers(len(self.choices))]
+            self.goals[b] = goal = goals[i] if goals is not None and goals[i] is not None else drawn
+            known = self.sentences[str(goal)]
+            text = known[rng.integers(len(known))]
+            self.texts[b] = texts[i] if texts is not None and texts[i] is not None else text
+            self.sim.clear(np.array([b]), np.array([rng.integers(2**63)], np.uint64))
+            state = G.start_state(goal, rng, self.size, self.n_particles)
+            for name, value in zip(("position", "velocity", "radius", "mass", "charge", "temperature",
+                                    "conductivity"), state, strict=True):
+                getattr(self.sim, name)[b, :self.n_particles] = value
+            self.sim.count[b] = self.n_particles
+            self.steps[b] = 0
+            self.episode[b] += 1
+        summary = G.Summary.of(self.sim, self.initial, worlds)
+        self.now[worlds] = summary
+        self.start[worlds] = summary
+
+    def step(self, actions):
+        """-> rewards float32 [B], success bool [B], truncated bool [B], action status codes [B]."""
+        status, field = self.operator.apply(actions)
+        self.sim.step(field)
+        before, self.now = self.now, G.Summary.of(self.sim, self.initial)
+        self.steps += 1
+        rewards, success = np.zeros(len(self.goals), np.float32), np.zeros(len(self.goals), bool)
+        for goal in set(self.goals):
+            b = np.flatnonzero([g == goal for g in self.goals])
+            now, then, start = self.now[b], before[b], self.start[b]
+            success[b] = G.reached(goal, now, start, self.size)
+            rewards[b] = G.reward(goal, now, then, start, self.size)
+        rewards += G.SUCCESS_REWARD * success
+        return rewards, success, ~success & (self.steps >= self.max_steps), status
+
+    def state(self):
+        """Everything the future depends on, as plain arrays and strings; `restore` takes it back."""
+        sim = {name: getattr(self.sim, name).copy() for name in self.sim.STATE}
+        own = {name: getattr(self, name).copy() for name in ("seeds", "episode", "steps")}
+        summaries = {f"{which}_{name}": getattr(getattr(self, which), name).copy()
+                     for which in ("now", "start") for name in G.Summary.__dataclass_fields__}
+        return sim | own | summaries | {"goals": [str(goal) for goal in self.goals], "texts": list(self.texts)}
+
+    def restore(self, state):
+        for name in self.sim.STATE:
+            getattr(self.sim, name)[:] = state[name]
+        for name in ("seeds", "episode", "steps"):
+            getattr(self, name)[:] = state[name]
+        for which in ("now", "start"):
+            for name in G.Summary.__dataclass_fields__:
+                getattr(getattr(self, which), name)[:] = state[f"{which}_{name}"]
+        self.goals, self.texts = [G.Goal.parse(goal) for goal in state["goals"]], list(state["texts"])
+
+
+def _spaces(worlds):
+    height, width = int(worlds.size[1]), int(worlds.size[0])
+    observation = spaces.Dict({"image": spaces.Box(0, 255, (height, width, 3), np.uint8),
+                               "goal": spaces.Text(500, charset=CHARACTERS)})
+    return observation, action_space(width, height, worlds.sim.position.shape[1])
+
+
+class ParticleVectorEnv(VectorEnv):
+    """Many particle worlds. `reset(seed=int or list, options={"goals": [...], "texts": [...]})` fixes seeds, and
+    goals and sentences of the first episode (None entries are drawn). `infos` reports `success` and `action_status`
+    at every step, and at an episode's end `final_obs` and `episode` (success, goal), with the masks `_final_obs`
+    and `_episode`."""
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(self, num_envs, render_mode=None, **settings):
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.worlds = Worlds(num_envs, **settings)
+        self.single_observation_space, self.single_action_space = _spaces(self.worlds)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def _observe(self):
+        return {"image": self.worlds.sim.render(), "goal": tuple(self.worlds.texts)}
+
+    def reset(self, *, seed=None, options=None):
+        if seed is None:
+            seed = int(np.random.default_rng().integers(2**31))
+        seeds = seed + np.arange(self.num_envs) if isinstance(seed, int | np.integer) else np.asarray(seed)
+        self.worlds.seeds[:], self.worlds.episode[:] = seeds, 0
+        goals = [g and G.Goal.parse(str(g)) for g in (options or {}).get("goals", [None] * self.num_envs)]
+        self.worlds.begin(np.arange(self.num_envs), goals, (options or {}).get("texts"))
+        return self._observe(), {}
+
+    def step(self, actions):
+        worlds = self.worlds
+        rewards, success, truncated, status = worlds.step(actions)
+        infos = {"success": success, "action_status": status}
+        ended = np.flatnonzero(success | truncated)
+        obs = self._observe()
+        if len(ended):
+            mask = success | truncated
+            final = np.full(self.num_envs, None, object)
+            for b in ended:
+                final[b] = {"image": obs["image"][b].copy(), "goal": obs["goal"][b]}
+            names = np.array([str(goal) for goal in worlds.goals], object)
+            infos |= {"final_obs": final, "_final_obs": mask, "_episode": mask,
+                      "episode": {"success": success.copy(), "goal": names}}
+            worlds.begin(ended)
+            obs["image"][ended] = worlds.sim.render(worlds=ended)
+            obs["goal"] = tuple(worlds.texts)
+        return obs, rewards, success, truncated, infos
+
+    def render(self):
+        return tuple(self.worlds.sim.render(scale=8))
+
+    def expert_actions(self):
+        """What the scripted expert does now, [E,7]; it sees the true state."""
+        return expert.expert_actions(self.worlds)
+
+    def noop_actions(self):
+        return expert.noop_actions(self.worlds)
+
+    def random_actions(self, rng):
+        return expert.random_actions(self.worlds, rng)
+
+    def balanced_goals(self, n):
+        """n goals that go round through all that this environment asks for."""
+        return [self.worlds.choices[i % len(self.worlds.choices)] for i in range(n)]
+
+    def state(self):
+        return self.worlds.state()
+
+    def restore(self, state):
+        """Back to a `state()`; returns its observation."""
+        self.worlds.restore(state)
+        return self._observe()
+
+
+class ParticleEnv(gymnasium.Env):
+    """One particle world with Gymnasium's API. `reset(options={"goal": ...})` takes a goal or a sentence."""
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(self, render_mode=None, render_scale=8, **settings):
+        self.render_mode, self.render_scale = render_mode, render_scale
+        self.worlds = Worlds(1, **settings)
+        self.observation_space, self.action_space = _spaces(self.worlds)
+
+    def _observe(self):
+        return {"image": self.worlds.sim.render()[0], "goal": self.worlds.texts[0]}
+
+    def _info(self, success=False, status=ActionStatus.OK):
+        goal = str(self.worlds.goals[0]) if self.scored else None
+        return {"success": bool(success), "goal": goal, "action_status": ActionStatus(int(status)).name}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.worlds.seeds[0] = self.np_random.integers(2**31) if seed is None else seed
+        self.worlds.episode[0] = 0
+        wish, goal, text = (options or {}).get("goal"), None, None
+        if wish is not None:
+            try:
+                goal = G.Goal.parse(str(wish))
+            except G.GoalError:
+                text, read = str(wish), read_goal(str(wish))
+                goal = G.Goal.parse(read) if read else None
+        self.scored = wish is None or goal is not None
+        self.worlds.begin(np.array([0]), [goal], [text])
+        return self._observe(), self._info()
+
+    def step(self, action):
+        rewards, success, truncated, status = self.worlds.step(np.asarray(action, np.float32)[None])
+        if not self.scored:   # the sentence names no goal we know: it can be acted on, not scored
+            rewards, success, truncated = rewards * 0, success & False, self.worlds.steps >= self.worlds.max_steps
+        return (self._observe(), float(rewards[0]), bool(success[0]), bool(truncated[0]),
+                self._info(success[0], status[0]))
+
+    def render(self):
+        return self.worlds.sim.render(scale=self.render_scale)[0]
+
+
+class GoalConditionedEnv:
+    """One world with a small API: `obs = reset()`, `obs, reward, done, info = step(action)`, `render()`.
+
+    `goal` is a goal or a sentence in Korean or English (drawn anew each episode if None). `info` tells `success`,
+    `truncated`, `goal` and `action_status`. `render(scale=1)` is uint8 [H*scale,W*scale,3].
+    """
+
+    def __init__(self, width=64, height=64, goal=None, **settings):
+        self.env, self.goal = ParticleEnv(width=width, height=height, **settings), goal
+        self.action_space, self.observation_space = self.env.action_space, self.env.observation_space
+
+    def reset(self, seed=None, goal=None):
+        goal = self.goal if goal is None else goal
+        return self.env.reset(seed=seed, options=None if goal is None else {"goal": goal})[0]
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated or truncated, info | {"truncated": truncated}
+
+    def render(self, scale=1):
+        return self.env.worlds.sim.render(scale=scale)[0]
+
+
+gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env:ParticleEnv")
+
+
+def make_env(config, num_envs=None, split="train"):
+    """The vectorised world that a config describes; sentences from `split` of the corpus."""
+    return ParticleVectorEnv(num_envs or config.env.num_envs, goals=config.env.goals, split=split,
+                             max_steps=config.env.max_steps, physics=dict(config.physics), **config.world)

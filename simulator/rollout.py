@@ -1,0 +1,83 @@
+"""collect(env, policy, obs, steps) -> Rollout. Environment and policy are known by their protocols only.
+
+Environment: Gymnasium's VectorEnv with autoreset mode SAME_STEP: a step that ends an episode returns the next
+episode's first observation, and the last one of the ended episode in `infos["final_obs"]`.
+Policy: `act(obs) -> actions [E,...], log_probs [E], values [E]` (tensors).
+
+Legend: T steps, E environments.
+"""
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+def stack(observations):
+    """A list of equal observations (arrays, dicts of them, tuples of strings) as one with a leading axis."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: stack([obs[key] for obs in observations]) for key in first}
+    if isinstance(first, np.ndarray):
+        return np.stack(observations)
+    return np.array(observations, dtype=object)
+
+
+def tree_map(function, obs):
+    """`function` of every array in an observation."""
+    return {key: tree_map(function, value) for key, value in obs.items()} if isinstance(obs, dict) else function(obs)
+
+
+@dataclass
+class Rollout:
+    """T steps of E environments. `obs` leaves [T,E,...]; the tensors float32 (or bool) [T,E], actions [T,E,...].
+
+    `next_values` is V of the observation that followed within the same episode. `episodes` lists the finished ones:
+    their `return`, `length`, and whatever the environment reports in `infos["episode"]` (such as `success`).
+    """
+    obs: object
+    actions: torch.Tensor
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    next_values: torch.Tensor
+    rewards: torch.Tensor
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+    episodes: list = field(default_factory=list)
+
+    def flat_obs(self):
+        """The observations with T and E merged: leaves [T*E,...]."""
+        return tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self.obs)
+
+
+@torch.no_grad()
+def collect(env, policy, obs, steps, tally=None):
+    """Runs `steps` steps from `obs` and returns (Rollout, next obs).
+
+    `tally` (float [2,E]: return and length so far) carries unfinished episodes over from one rollout to the next;
+    it is updated in place.
+    """
+    tally = np.zeros((2, env.num_envs)) if tally is None else tally
+    seen, columns, episodes = [], {name: [] for name in
+                                   ("actions", "log_probs", "values", "rewards", "terminated", "truncated")}, []
+    last_values = torch.zeros(steps, env.num_envs)       # V of the last observation of episodes that were cut off
+    for t in range(steps):
+        actions, log_probs, values = policy.act(obs)
+        seen.append(obs)
+        obs, rewards, terminated, truncated, infos = env.step(actions.cpu().numpy())
+        tally += np.stack([rewards, np.ones(env.num_envs)])
+        cut = np.flatnonzero(truncated & ~terminated)
+        if len(cut):
+            final = stack([infos["final_obs"][e] for e in cut])
+            last_values[t, cut] = policy.act(final)[2].float().cpu()
+        for e in np.flatnonzero(terminated | truncated):
+            extra = {key: value[e] for key, value in infos.get("episode", {}).items()}
+            episodes.append({"return": tally[0, e], "length": int(tally[1, e])} | extra)
+            tally[:, e] = 0
+        for name, value in (("actions", actions), ("log_probs", log_probs), ("values", values),
+                            ("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
+            columns[name].append(torch.as_tensor(value).cpu())
+    columns = {name: torch.stack(values) for name, values in columns.items()}
+    columns |= {name: columns[name].float() for name in ("log_probs", "values", "rewards")}
+    following = torch.cat([columns["values"][1:], policy.act(obs)[2].float().cpu()[None]])
+    next_values = torch.where(columns["truncated"] & ~columns["terminated"], last_values, following)
+    return Rollout(stack(seen), next_values=next_values, episodes=episodes, **columns), obs
