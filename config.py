@@ -87,7 +87,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
     'rl.critic_warmup': (1, NATURAL, 'first iterations, which train the value head only'),
     'env.num_envs': (8, COUNT, 'environments side by side'),
-    'env.max_steps': (40, COUNT, 'time limit of an episode, steps'),
+    'env.max_steps': (32, COUNT, 'time limit of an episode, steps'),
     'env.goals': ([], NAME, 'goal kinds or DSL strings; empty: all'),
     'world.width': (64, PIXELS, 'pixels'),
     'world.height': (64, PIXELS, 'pixels'),
@@ -102,6 +102,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'physics.vibration_scale': (0.5, NOT_NEGATIVE, 'how far temperature shakes positions'),
     'physics.heat_dissipation': (0.02, SHARE, 'temperature lost to the surroundings per step, share'),
     'physics.thermal_radiation_rate': (0.01, NOT_NEGATIVE, 'heat radiated to near particles per step'),
+    'physics.thermal_conduction': (1.0, NOT_NEGATIVE, 'heat conducted between touching particles per step'),
     'physics.thermal_radiation_radius': (10.0, POSITIVE, 'reach of that radiation, pixels'),
     'eval.episodes': (512, COUNT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
@@ -243,8 +244,13 @@ def load(argv: list[str]) -> ADict:
     return _compose(presets, literals, presets)
 
 
-def from_dict(saved: dict) -> ADict:
-    """What `to_dict()` gave, out of a checkpoint's JSON -> the config; missing keys take their defaults."""
+def from_dict(saved: dict, argv: list[str] = ()) -> ADict:
+    """What `to_dict()` gave, out of a checkpoint's JSON -> the config; missing keys take their defaults.
+
+    `argv`: literals that change it (a resumed run with more iterations, say)."""
+    for word in argv:
+        if '=' not in word:
+            raise ConfigError(f'a saved run keeps its presets: leave out {word!r}, change keys by key=value')
     if not isinstance(saved, dict):
         raise ConfigError(f'a saved config is a dict of groups, not {saved!r}')
     literals = dict(_flatten(saved))
@@ -252,6 +258,7 @@ def from_dict(saved: dict) -> ADict:
     if not isinstance(presets, list) or not all(isinstance(name, str) for name in presets):
         raise ConfigError(f'presets wants a list of names, not {presets!r}')
     literals = {_known(key): _check(key, value, f'{key}={value!r}') for key, value in literals.items()}
+    literals |= dict(_parse(word) for word in argv)
     return _compose([], literals, presets)
 
 

@@ -36,6 +36,7 @@ from models.losses import bc_loss, compute_gae, explained_variance, normalize, p
 from models.vlm_policy import VLMPolicy
 from simulator.evaluation import policy_actor, run_all, run_episodes, share, step_ratio, summary, table
 from simulator.goal_env import make_env, sentences_by_goal
+from simulator.goals import GoalError
 from simulator.rollout import collect
 
 __all__ = ["VLMPolicy", "main", "train"]
@@ -415,13 +416,25 @@ def report(config, folder):
     return summaries
 
 
+def read_config(argv):
+    """-> the config, and what checkpoint.load gave for `train.resume` (or None)."""
+    paths = [word.partition("=")[2].strip("'\"") for word in argv if word.partition("=")[0].rstrip(":") == "train.resume"]
+    if not paths:
+        return configuration.main_config(argv), None
+    resume = checkpoint.load(paths[-1])
+    if resume[2] is None:
+        raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE} beside it")
+    others = [word for word in argv if not word.startswith("train.resume")]
+    return configuration.from_dict(resume[0]["config"], others), resume
+
+
 def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     argv = sys.argv[1:] if argv is None else argv
     try:
         config, resume = read_config(argv)
         return 0 if train(config, resume) else 130
-    except (UserError, checkpoint.CheckpointError) as error:
+    except (UserError, checkpoint.CheckpointError, configuration.ConfigError, GoalError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

@@ -60,6 +60,8 @@ def save_random_model(name, folder, sentences, seed=0):
     tokenizer's files (trained on `sentences`), chat template and preprocessor_config.json.
     """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     if name not in KNOWN:
         raise ValueError(f"model.vlm.init=random knows {', '.join(KNOWN)}, not {name!r}")
     tokenizer = train_tokenizer(sentences)

@@ -10,7 +10,7 @@ from simulator.goals import AXES, DIRECTIONS, REGIONS
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
-REACH = 48.0        # radius of a push or pull, px
+REACH = 32.0        # radius of a push or pull, px
 
 
 def wanted_velocity(goal, position, now, start, size):
@@ -28,7 +28,8 @@ def wanted_velocity(goal, position, now, start, size):
         case "spread":
             want = -towards(centroid, 6)
         case "vibrate":
-            want = -towards(centroid, 4)
+            outwards = np.where(now.spread < 1.3 * start.spread, -1.0, 1.0)
+            want = outwards[:, None, None] * towards(centroid, 2)
         case "move_to":
             target = np.array(REGIONS[goal.argument]) * size
             step = (target - now.centroid)[:, None]
@@ -36,21 +37,21 @@ def wanted_velocity(goal, position, now, start, size):
         case "align":
             along = AXES[goal.argument]
             want = towards(centroid, 8)
-            want[..., along] *= -0.5
-    limit = SPEED * (2 if goal.kind == "vibrate" else 1.5)
+            short = 3.5 * now.extent[:, 1 - along] + 6 - now.extent[:, along]      # how much length the line lacks, px
+            want[..., along] *= -0.5 * np.clip(short / 10, 0, 1)[:, None]
+    limit = SPEED * (2.3 if goal.kind == "vibrate" else 1.5)
     speed = np.linalg.norm(want, axis=-1, keepdims=True)
     return want * np.minimum(1, limit / np.maximum(speed, 1e-9))
 
 
-def best_impulse(want, position, velocity, mass, exists, size):
+def best_impulse(want, position, velocity, mass, size):
     """The push or pull that brings `velocity` nearest to `want`: type [b], point [b,2], strength [b]."""
     side = np.linspace(0.0, 1.0, 7)
     points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size                            # [P,2]
     away = position[:, None] - points[:, None]                                                      # [b,P,N,2]
     distance = np.linalg.norm(away, axis=-1, keepdims=True)
-    effect = away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[:, None, :, None]
-    effect = effect * exists[:, None, :, None]                                 # velocity change per unit of strength
-    lacking = ((want - velocity) * exists[..., None])[:, None]
+    effect = away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[:, None, :, None]   # px/step per unit
+    lacking = (want - velocity)[:, None]
     power = (effect**2).sum((-1, -2)) + 1e-9
     strength = np.clip((effect * lacking).sum((-1, -2)) / power, -STRENGTH, STRENGTH)               # [b,P]
     gain = (2 * strength * (effect * lacking).sum((-1, -2)) - strength**2 * power)
@@ -62,22 +63,21 @@ def best_impulse(want, position, velocity, mass, exists, size):
 
 def expert_actions(worlds):
     """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state."""
-    sim, size, n = worlds.sim, worlds.size, int(worlds.sim.count.max())
+    sim, size, n = worlds.sim, worlds.size, worlds.n_particles     # goals look at the particles of the start only
     actions = np.zeros((len(worlds.goals), 7), np.float32)
     actions[:, 1] = -1
-    exists = np.arange(n) < sim.count[:, None]
     for goal in set(worlds.goals):
         b = np.flatnonzero([g == goal for g in worlds.goals])
         now, start = worlds.now[b], worlds.start[b]
         position, velocity = sim.position[b, :n], sim.velocity[b, :n]
         if goal.kind in ("heat", "cool"):
-            weight = exists[b] * (sim.temperature[b, :n] + 0.1 if goal.kind == "cool" else 1.0)
+            weight = sim.temperature[b, :n] + 0.1 if goal.kind == "cool" else np.ones((len(b), n))
             point = (position * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
             kind = np.full(len(b), ActionType.APPLY_HEAT)
             strength, radius = np.full(len(b), 2.0 if goal.kind == "heat" else -2.0), REACH
         else:
             want = wanted_velocity(goal, position, now, start, size)
-            kind, point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], exists[b], size)
+            kind, point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], size)
             radius = REACH
         actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, radius
     return actions

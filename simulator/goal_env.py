@@ -63,7 +63,7 @@ class Worlds:
     World b's episode k is a function of (seed of b, k) and its actions alone.
     """
 
-    def __init__(self, count, goals=None, split="train", max_steps=40, width=64, height=64, n_particles=8,
+    def __init__(self, count, goals=None, split="train", max_steps=32, width=64, height=64, n_particles=8,
                  max_particles=50, physics=None):
         self.sim = ParticleSimulator(count, max_particles, width, height, physics)
         self.operator = ActionOperator(self.sim)

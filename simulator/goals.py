@@ -10,7 +10,7 @@ that start. Lengths are shares of the world's width W (64 px by default).
 |------------|--------------------------------------------|---------------------------------------------------------|------------------------|
 | push       | way of the centroid along the direction    | 0.22 W along it, and at most 0.08 W to either side      | 0.1 per px, +-0.5      |
 | cluster    | minus the spread                           | spread at most half of that at the start                | 0.1 per px, +-0.3      |
-| spread     | spread                                     | spread at least 1.5 times that at the start             | 0.1 per px, +-0.3      |
+| spread     | spread                                     | spread at least twice that at the start                 | 0.1 per px, +-0.3      |
 | heat       | mean temperature                           | 3 warmer than at the start                              | 0.2 per unit, +-0.3    |
 | cool       | minus the mean temperature                 | at most a quarter of that at the start                  | 0.2 per unit, +-0.3    |
 | vibrate    | (rewarded: the speed itself)               | speed at least 2 px/step, while the centroid is within  | 0.02 per px/step, 0.3  |
@@ -138,7 +138,7 @@ def reached(goal, now, start, size):
         case "cluster":
             return now.spread <= 0.5 * start.spread
         case "spread":
-            return now.spread >= 1.5 * start.spread
+            return now.spread >= 2 * start.spread
         case "heat":
             return done >= start.temperature + 3
         case "cool":
