@@ -5,20 +5,22 @@ import torch
 from simulator.rollout import stack, tree_map
 
 
-def demonstrations(env, steps, seed, perturb):
+def demonstrations(env, steps, seed, perturb, relabel):
     """`steps` steps of all worlds under the expert -> obs (leaves [T*E,...]), actions float32 [T*E,A].
 
     Before a share `perturb` of the steps a world takes a random action instead of the expert's, so that the states
     hold mistakes and the labels (always the expert's) how to mend them (the idea of DART, Laskey et al. 2017,
-    arXiv:1703.09327). A function of `seed` alone: the worlds are reset first.
+    arXiv:1703.09327). A share `relabel` of the pairs asks for another goal in the same state, which teaches that the
+    sentence decides. A function of `seed` alone: the worlds are reset first.
     """
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=rng.integers(2**31, size=env.num_envs))
     seen, labels = [], []
     for _ in range(steps):
         expert = env.expert_actions()
-        seen.append(obs)
-        labels.append(expert)
+        goals, actions = env.ask_otherwise(rng, relabel)
+        seen.append(obs | {"goal": goals})
+        labels.append(actions)
         stray = rng.random(env.num_envs) < perturb
         taken = np.where(stray[:, None], env.random_actions(rng), expert)
         obs, *_ = env.step(taken)

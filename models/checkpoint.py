@@ -29,7 +29,7 @@ def save(path, meta, weights, state=None):
     finally:
         temporary.unlink(missing_ok=True)
     if state is None:
-        readable = {key: value for key, value in meta.items() if key != "files"}
+        readable = {key: value for key, value in meta.items() if key != "architecture"}
         temporary = path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(readable, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path.with_suffix(".json"))

@@ -67,39 +67,42 @@ class UnitTruncatedNormal:
     def entropy(self):
         alpha, beta = -self.mean / self.std, (1 - self.mean) / self.std
         log_z = _log_z(self.mean, self.std)
-        phi = lambda v: torch.exp(-0.5 * v * v - LOG_SQRT_2PI)  # noqa: E731
+        phi = lambda v: torch.exp(-0.5 * v * v - LOG_SQRT_2PI)
         return 0.5 + LOG_SQRT_2PI + self.std.log() + log_z + (alpha * phi(alpha) - beta * phi(beta)) / (2 * log_z.exp())
 
 
 class HybridDistribution:
     """p(type) times, for each parameter that the type uses, p(parameter | type).
 
-    `type_logits` [B,K], `mean` [B,K,C] in [0,1] (share of the parameter's range), `std` [K,C],
-    `class_logits` [B,K2] of the categorical column.
+    `type_logits` [B,K]; the image point (x, y) given a type is a mixture of M truncated normals with weights
+    `mode_logits` [B,K,M] and modes `point` [B,K,M,2]; the other continuous parameters have modes `other` [B,K,C-2];
+    all in [0, 1] (share of the parameter's range), with `std` [K,C]; `class_logits` [B,K2] of the categorical column.
     """
 
-    def __init__(self, spec, type_logits, mean, std, class_logits):
+    def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits):
         self.spec, self.type_logits, self.class_logits = spec, type_logits, class_logits
-        self.parameters = UnitTruncatedNormal(mean, std.expand_as(mean))
-        tensor = lambda values: torch.tensor(values, dtype=mean.dtype, device=mean.device)  # noqa: E731
+        self.mode_logits, self.point, self.other, self.std = mode_logits, point, other, std
+        tensor = lambda values: torch.tensor(values, dtype=point.dtype, device=point.device)
         low, high = tensor(spec.low), tensor(spec.high)
         columns = list(spec.continuous)
         self.low, self.default, self.range = low[columns], low, (high - low)[columns]
         uses = tensor(spec.uses)
-        self.uses_continuous, self.uses_class = uses[:, columns], uses[:, spec.categorical]
+        self.uses_point, self.uses_other = uses[:, columns[0]], uses[:, columns[2:]]
+        self.uses_class = uses[:, spec.categorical]
 
     def sample(self, deterministic=False):
         """Actions [B,A], float32: the columns that the drawn type does not use stay at their low end."""
         draw = (lambda logits: logits.argmax(-1)) if deterministic else (
             lambda logits: torch.distributions.Categorical(logits=logits).sample())
         kind, classes = draw(self.type_logits), draw(self.class_logits)
-        unit = self.parameters.mean if deterministic else self.parameters.sample()
         rows = torch.arange(len(kind), device=kind.device)
-        used = self.uses_continuous[kind].bool()
+        mode = draw(self.mode_logits[rows, kind])
+        mean = torch.cat([self.point[rows, kind, mode], self.other[rows, kind]], -1)
+        unit = mean if deterministic else UnitTruncatedNormal(mean, self.std[kind]).sample()
+        used = torch.cat([self.uses_point[kind, None].expand(-1, 2), self.uses_other[kind]], -1).bool()
         actions = self.default.repeat(len(kind), 1)
         actions[:, 0] = kind.to(actions.dtype)
-        columns = list(self.spec.continuous)
-        actions[:, columns] = torch.where(used, self.low + unit[rows, kind] * self.range, self.low)
+        actions[:, list(self.spec.continuous)] = torch.where(used, self.low + unit * self.range, self.low)
         actions[:, self.spec.categorical] = classes * self.uses_class[kind]
         return actions.float()
 
@@ -108,19 +111,24 @@ class HybridDistribution:
         kind = actions[:, 0].round().long()
         rows = torch.arange(len(kind), device=kind.device)
         unit = ((actions[:, list(self.spec.continuous)] - self.low) / self.range).clamp(0, 1)
-        parameters = UnitTruncatedNormal(self.parameters.mean[rows, kind], self.parameters.std[rows, kind])
-        log_prob = self.type_logits.log_softmax(-1)[rows, kind]
-        log_prob = log_prob + (self.uses_continuous[kind] * parameters.log_prob(unit)).sum(-1)
-        classes = actions[:, self.spec.categorical].round().long()
-        return log_prob + self.uses_class[kind] * self.class_logits.log_softmax(-1)[rows, classes]
+        std = self.std[kind]
+        modes = UnitTruncatedNormal(self.point[rows, kind], std[:, None, :2]).log_prob(unit[:, None, :2]).sum(-1)
+        point = (self.mode_logits[rows, kind].log_softmax(-1) + modes).logsumexp(-1)
+        other = UnitTruncatedNormal(self.other[rows, kind], std[:, 2:]).log_prob(unit[:, 2:])
+        classes = self.class_logits.log_softmax(-1)[rows, actions[:, self.spec.categorical].round().long()]
+        return (self.type_logits.log_softmax(-1)[rows, kind] + self.uses_point[kind] * point
+                + (self.uses_other[kind] * other).sum(-1) + self.uses_class[kind] * classes)
 
     def entropy(self):
-        """H(type) + sum over types of p(type) H(parameters used by the type), [B]; exact."""
-        log_p = self.type_logits.log_softmax(-1)
-        log_c = self.class_logits.log_softmax(-1)
-        h_class = -(log_c.exp() * log_c).sum(-1, keepdim=True)                        # [B,1]
-        h_given_type = (self.uses_continuous * self.parameters.entropy()).sum(-1) + self.uses_class * h_class
-        return (log_p.exp() * (h_given_type - log_p)).sum(-1)
+        """H(type) + sum over types of p(type) H(what the type uses), [B]. Exact but for the mixture of the point, for
+        which it is the entropy of mode and point together (an upper bound of the point's own)."""
+        h = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        modes = UnitTruncatedNormal(self.point, self.std[:, None, :2]).entropy().sum(-1)                  # [B,K,M]
+        point = h(self.mode_logits) + (self.mode_logits.softmax(-1) * modes).sum(-1)
+        other = UnitTruncatedNormal(self.other, self.std[:, 2:]).entropy()
+        given_type = (self.uses_point * point + (self.uses_other * other).sum(-1)
+                      + self.uses_class * h(self.class_logits)[:, None])
+        return h(self.type_logits) + (self.type_logits.softmax(-1) * given_type).sum(-1)
 
 
 def _mlp(width, hidden):
@@ -134,41 +142,44 @@ def _mlp(width, hidden):
 class HybridHead(nn.Module):
     """Action head of a hybrid space: a trunk on the last token's hidden state, then type, parameters and class.
 
-    Image coordinates are pointed at: for each type a query attends over the image tokens, and the expectation of
-    their centres plus an offset read from what was attended to (at most one token's width) is the mean of (x, y).
-    An MLP on the last token alone does not learn to localise in minutes.
+    Image coordinates are pointed at: for each type a few queries attend over the image tokens; the expectation of the
+    tokens' centres plus an offset read from what was attended to is one mode of (x, y). An MLP on the last token alone
+    does not learn to localise in minutes, and a single mode cannot say "here or there".
     """
 
-    def __init__(self, spec, width, hidden, init_std):
+    def __init__(self, spec, width, hidden, init_std, modes=4, key_width=32):
         super().__init__()
-        self.spec = spec
-        self.kinds, self.others = len(spec.uses), len(spec.continuous) - 2
         if tuple(spec.continuous[:2]) != tuple(spec.point):
             raise ValueError("the first two continuous columns must be the image coordinates")
+        self.spec, self.key_width = spec, key_width
+        self.kinds, self.modes, others = len(spec.uses), modes, len(spec.continuous) - 2
         classes = int(spec.high[spec.categorical] - spec.low[spec.categorical]) + 1
         self.trunk, out = _mlp(width, hidden)
-        self.key_width = out
-        self.kind = nn.Linear(out, self.kinds)
-        self.query = nn.Linear(out, self.kinds * self.key_width)
-        self.key, self.look = nn.Linear(width, self.key_width), nn.Linear(width, self.key_width)
-        self.offset = nn.Linear(self.key_width, 2)
-        self.other = nn.Linear(out, self.kinds * self.others)
-        self.classes = nn.Linear(out, classes)
+        self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
+        self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
+        self.query, self.aim = (nn.Linear(out, self.kinds * modes * key_width) for _ in range(2))
+        self.key, self.look = nn.Linear(width, key_width), nn.Linear(width, key_width)
+        self.place = nn.Linear(10, key_width)
+        self.offset = nn.Linear(key_width, 2)
         self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
-        for layer in (self.kind, self.other, self.classes):   # start near uniform types and middling parameters
+        for layer in (self.kind, self.mode, self.other, self.classes):   # near uniform types, middling parameters
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, last, image, centres):
         """last [B,D], image [B,S,D] and the tokens' centres [S,2] in [0,1] (x, y) -> HybridDistribution."""
         z = self.trunk(last)
-        query = self.query(z).view(-1, self.kinds, self.key_width)
-        attention = (query @ self.key(image).transpose(1, 2) / math.sqrt(self.key_width)).softmax(-1)  # [B,K,S]
-        offset = torch.tanh(self.offset(F.gelu(attention @ self.look(image)))) / math.sqrt(len(centres))
-        point = (attention @ centres + offset).clamp(0, 1)
-        other = torch.sigmoid(self.other(z)).view(-1, self.kinds, self.others)
+        query, aim = (layer(z).view(len(z), -1, self.key_width) for layer in (self.query, self.aim))      # [B,K*M,key]
+        # the backbone knows places only relative to each other (RoPE): tell the keys where they lie
+        waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
+        place = self.place(torch.cat([centres, *waves], -1))                                              # [S,key]
+        attention = (query @ (self.key(image) + place).transpose(1, 2) / math.sqrt(self.key_width)).softmax(-1)
+        offset = 0.5 * torch.tanh(self.offset(F.gelu(attention @ (self.look(image) + place) + aim)))
+        point = (attention @ centres + offset).clamp(0, 1).view(len(z), self.kinds, self.modes, 2)
+        per_kind = lambda values: values.view(len(z), self.kinds, -1)
         std = self.log_std.clamp(math.log(0.02), math.log(0.5)).exp()
-        return HybridDistribution(self.spec, self.kind(z), torch.cat([point, other], -1), std, self.classes(z))
+        return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z)), point,
+                                  torch.sigmoid(per_kind(self.other(z))), std, self.classes(z))
 
 
 class ValueHead(nn.Module):

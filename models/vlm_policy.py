@@ -53,7 +53,8 @@ class VLMPolicy(nn.Module):
     def forward(self, images, goals):
         """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
         last, image, centres = self.backbone(self._images(images), list(goals))
-        return PolicyOutput(self.value_head(last), self.action_head(last, image, centres))
+        # the critic learns from the features without pulling at them: its loss must not move the policy
+        return PolicyOutput(self.value_head(last.detach()), self.action_head(last, image, centres))
 
     def _images(self, images):
         if isinstance(images, (list, tuple)):

@@ -1,7 +1,8 @@
 """Scripted policies that see the state: the expert (teacher and upper baseline), no-op and random (lower ones).
 
-The expert asks of every particle a velocity that serves the goal, then chooses, among pushes and pulls at the
-points of a grid, the one that brings the velocities nearest to those in the least-squares sense.
+The expert asks of every particle a velocity that serves the goal, and pulls or pushes at a point chosen for the goal
+with the strength that brings the velocities nearest to those in the least-squares sense. It is careful rather than
+fast, and what it does can be told from a picture.
 """
 import numpy as np
 
@@ -10,7 +11,8 @@ from simulator.goals import AXES, DIRECTIONS, REGIONS
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
-REACH = 32.0        # radius of a push or pull, px
+AHEAD = 16.0        # how far ahead of the group a pull is placed, px
+REACH, NARROW = 64.0, 24.0     # radius of a pull or push, px; of one that is to move few particles
 
 
 def wanted_velocity(goal, position, now, start, size):
@@ -44,42 +46,59 @@ def wanted_velocity(goal, position, now, start, size):
     return want * np.minimum(1, limit / np.maximum(speed, 1e-9))
 
 
-def best_impulse(want, position, velocity, mass, size):
-    """The push or pull that brings `velocity` nearest to `want`: type [b], point [b,2], strength [b]."""
-    side = np.linspace(0.0, 1.0, 7)
-    points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size                            # [P,2]
-    away = position[:, None] - points[:, None]                                                      # [b,P,N,2]
+def points_and_sign(goal, now, start, size):
+    """Where the expert may act for a goal, [b,P,2], whether it pushes (1) or pulls (-1) there, and how wide."""
+    centroid = now.centroid
+    match goal.kind:
+        case "spread" | "vibrate":
+            return centroid[:, None], 1, REACH
+        case "cluster":
+            return centroid[:, None], -1, REACH
+        case "push":
+            direction = np.array(DIRECTIONS[goal.argument])
+            moved = centroid - start.centroid
+            way = direction - 0.1 * (moved - (moved @ direction)[:, None] * direction)
+            return (centroid + AHEAD * way / np.linalg.norm(way, axis=-1, keepdims=True))[:, None], -1, REACH
+        case "move_to":
+            way = np.array(REGIONS[goal.argument]) * size - centroid
+            far = np.linalg.norm(way, axis=-1, keepdims=True)
+            return (centroid + way / far * np.minimum(AHEAD, far + 4))[:, None], -1, REACH
+        case "align":
+            side = np.linspace(0, 1, 7)
+            grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size
+            return np.repeat(grid[None], len(centroid), 0), 1, NARROW
+
+
+def best_impulse(want, position, velocity, mass, points, sign, reach):
+    """Of pushes (sign 1) or pulls (-1) at `points` [b,P,2], the one that brings `velocity` nearest to `want`:
+    -> point [b,2], strength [b]."""
+    away = position[:, None] - points[:, :, None]                                                   # [b,P,N,2]
     distance = np.linalg.norm(away, axis=-1, keepdims=True)
-    effect = away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[:, None, :, None]   # px/step per unit
-    lacking = (want - velocity)[:, None]
+    effect = sign * away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / reach) / mass[:, None, :, None]
     power = (effect**2).sum((-1, -2)) + 1e-9
-    strength = np.clip((effect * lacking).sum((-1, -2)) / power, -STRENGTH, STRENGTH)               # [b,P]
-    gain = (2 * strength * (effect * lacking).sum((-1, -2)) - strength**2 * power)
-    best = gain.argmax(1)
-    strength = np.take_along_axis(strength, best[:, None], 1)[:, 0]
-    kind = np.where(strength > 0, ActionType.APPLY_FORCE, ActionType.APPLY_ATTRACTION)
-    return np.where(np.abs(strength) < 0.1, ActionType.NOOP, kind), points[best], np.abs(strength)
+    along = (effect * (want - velocity)[:, None]).sum((-1, -2))
+    strength = np.clip(along / power, 0, STRENGTH)                                                  # [b,P]
+    best = (2 * strength * along - strength**2 * power).argmax(1)
+    rows = np.arange(len(best))
+    return points[rows, best], strength[rows, best]
 
 
 def expert_actions(worlds):
     """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state."""
     sim, size, n = worlds.sim, worlds.size, worlds.n_particles     # goals look at the particles of the start only
-    actions = np.zeros((len(worlds.goals), 7), np.float32)
-    actions[:, 1] = -1
+    actions = noop_actions(worlds)
     for goal in set(worlds.goals):
         b = np.flatnonzero([g == goal for g in worlds.goals])
         now, start = worlds.now[b], worlds.start[b]
-        position, velocity = sim.position[b, :n], sim.velocity[b, :n]
         if goal.kind in ("heat", "cool"):
-            weight = sim.temperature[b, :n] + 0.1 if goal.kind == "cool" else np.ones((len(b), n))
-            point = (position * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
-            kind = np.full(len(b), ActionType.APPLY_HEAT)
-            strength, radius = np.full(len(b), 2.0 if goal.kind == "heat" else -2.0), REACH
+            kind, point, strength, reach = ActionType.APPLY_HEAT, now.centroid, 2.0 if goal.kind == "heat" else -2.0, REACH
         else:
+            position, velocity = sim.position[b, :n], sim.velocity[b, :n]
+            points, sign, reach = points_and_sign(goal, now, start, size)
             want = wanted_velocity(goal, position, now, start, size)
-            kind, point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], size)
-            radius = REACH
-        actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, radius
+            point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], np.clip(points, 0, size), sign, reach)
+            kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
+        actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, reach
     return actions
 
 

@@ -194,6 +194,19 @@ class ParticleVectorEnv(VectorEnv):
         """What the scripted expert does now, [E,7]; it sees the true state."""
         return expert.expert_actions(self.worlds)
 
+    def ask_otherwise(self, rng, share):
+        """As if something else had been asked here and now: E sentences and the expert's actions [E,7] for them.
+
+        A `share` of the worlds is asked for another goal, all others for the same one in other words."""
+        worlds = self.worlds
+        goals, texts = worlds.goals, worlds.texts
+        other = rng.random(self.num_envs) < share
+        worlds.goals = [worlds.choices[rng.integers(len(worlds.choices))] if o else g for g, o in zip(goals, other, strict=True)]
+        known = [worlds.sentences[str(goal)] for goal in worlds.goals]
+        asked, actions = tuple(k[rng.integers(len(k))] for k in known), self.expert_actions()
+        worlds.goals, worlds.texts = goals, texts
+        return asked, actions
+
     def noop_actions(self):
         return expert.noop_actions(self.worlds)
 

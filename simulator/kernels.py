@@ -217,7 +217,7 @@ def _draw_range(begin, end, worlds, images, scale, count, position, velocity, ra
             # where it came from: a dim trail, so that one still picture shows the motion
             for back in range(1, 4):
                 _disc(image, x - back * 1.5 * velocity[b, i, 0] * scale, y - back * 1.5 * velocity[b, i, 1] * scale,
-                      0.55 * scale, 110 - 20 * back, 110 - 20 * back, 120 - 20 * back)
+                      0.6 * scale, 230 - 50 * back, 230 - 50 * back, 235 - 50 * back)
         for i in range(count[b]):
             warm = min(1.0, temperature[b, i] / 5.0)
             if warm > 0.02:   # heat: an orange halo
