@@ -76,6 +76,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
     'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
     'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
+    'vlm.bc_relabel': (0.5, SHARE, 'share of pairs that ask for another goal in the same state'),
     'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
     'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
     'rl.clip_ratio': (0.2, INSIDE, 'PPO clips the probability ratio to 1 -/+ this'),
@@ -150,10 +151,10 @@ def preset(kind):
 def vlm_tiny(config):
     """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
-    config.model.heads.hidden = [128]
-    config.train.update(batch_size=128, lr=1e-4)
-    config.vlm.update(bc_epochs=1, bc_samples=40000, ppo_epochs=20, rollout_steps=32)
-    config.rl.update(ppo_epochs=1, entropy_coef=0.003, gamma=0.97)
+    config.model.heads.update(hidden=[128], init_std=0.1)
+    config.train.update(batch_size=128, lr=5e-5, head_lr=3e-4)
+    config.vlm.update(bc_epochs=1, bc_samples=100000, bc_lr=2e-3, ppo_epochs=20, rollout_steps=32)
+    config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.97)
     config.env.num_envs = 64
 
 

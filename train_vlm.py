@@ -91,7 +91,7 @@ def scheduled(peak, schedule, done):
 # --- updates ----------------------------------------------------------------------------------------------------
 def step_optimizer(optimizer, loss, parameters, max_grad_norm):
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(inputs=parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if not torch.isfinite(norm):
         raise NotFinite(f"loss {loss.item()}, gradient norm {norm.item()}")
@@ -101,7 +101,8 @@ def step_optimizer(optimizer, loss, parameters, max_grad_norm):
 
 def update_bc(policy, optimizer, obs, actions, config, generator):
     """One pass over a chunk of demonstrations -> mean metrics."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+    # the width of the exploration is PPO's to learn: likelihood would shrink it until every ratio explodes
+    parameters = [p for name, p in policy.named_parameters() if p.requires_grad and not name.endswith("log_std")]
     sums = []
     for batch in minibatches(len(actions), config.train.batch_size, generator):
         log_probs, _, _ = policy.evaluate_actions(select(obs, batch), actions[batch])
@@ -126,7 +127,7 @@ def update_ppo(policy, optimizer, rollout, advantages, returns, config, generato
                                      clip_ratio=config.rl.clip_ratio, value_coef=config.rl.value_coef,
                                      entropy_coef=config.rl.entropy_coef)
             if critic_only:
-                loss = (values - on(returns)).square().mean()
+                loss = metrics["train/value_loss"] = (values - on(returns)).square().mean()
             elif metrics["train/approx_kl"] > 1.5 * config.rl.target_kl:
                 stopped = True
                 break
@@ -291,7 +292,8 @@ def _train(config, folder, resume):
                   desc="behaviour cloning", disable=not units["bc"]) as bar:
             while at["stage"] == "bc" and at["unit"] < units["bc"] and not stopping:
                 generator = seed_unit(config.seed, 0, at["unit"])
-                obs_bc, actions = demonstrations(env, steps, [config.seed, 0, at["unit"]], config.vlm.bc_perturb)
+                obs_bc, actions = demonstrations(env, steps, [config.seed, 0, at["unit"]], config.vlm.bc_perturb,
+                                                  config.vlm.bc_relabel)
                 for group in optimizer.param_groups:
                     group["lr"] = scheduled(config.vlm.bc_lr, config.train.lr_schedule, at["unit"] / units["bc"])
                 policy.use_dropout(True).train()

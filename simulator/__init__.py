@@ -1,1 +1,1 @@
-"""The worlds: particle simulator, goals, experts, environments. Import the module you need; this file stays light."""
+"""The worlds: particles, goals, experts, environments. Import the module you need; this file stays light."""

@@ -1,19 +1,23 @@
 """The eight actions on particle worlds: their vector, their meaning, and what happens to impossible ones.
 
 Vector, 7 numbers: `[action_type, target, x, y, value, radius, property_type]`.
-Bounds: type 0..7, target -1..N-1, x and y within the world, value -5..5, radius 1..64, property 0..7.
+Bounds: type 0..7, target -1..N-1, x and y within the world, value -5..5 (SET_PROPERTY: the property's own),
+radius 1..64 (ADD_PARTICLE: 1..5), property 0..7. Type, target and property are rounded to whole numbers.
 
-| type             | reads                          | effect                                                             |
-|------------------|--------------------------------|--------------------------------------------------------------------|
-| NOOP             |                                | nothing                                                            |
-| ADD_PARTICLE     | x, y, value, radius            | a particle at rest with charge value, radius (1..5), mass (r/2)^2  |
-| SET_PROPERTY     | target or x, y; value, property| sets a property of particle `target`, or with target -1 of the one |
-|                  |                                | at (x, y), to value, within the property's bounds                  |
-| APPLY_HEAT       | x, y, value, radius            | temperature += value (1 - d / radius), never below 0               |
-| APPLY_FORCE      | x, y, value, radius            | velocity += value (1 - d / radius) / mass, away from (x, y)        |
-| APPLY_ATTRACTION | x, y, value, radius            | the same, towards (x, y)                                           |
-| APPLY_REPULSION  | x, y, value, radius            | the same as an acceleration away from (x, y), during the step      |
-| STEP             |                                | one step more than every action takes                              |
+| type             | reads                       | effect                                                  |
+|------------------|-----------------------------|---------------------------------------------------------|
+| NOOP             |                             | nothing                                                 |
+| ADD_PARTICLE     | x, y, value, radius         | a particle at rest, charge value, mass (radius / 2)^2   |
+| SET_PROPERTY     | target or x, y; value, type | sets a property of particle `target`; with target -1 of |
+|                  |                             | the nearest whose disc, with 2 px grace, covers (x, y)  |
+| APPLY_HEAT       | x, y, value, radius         | temperature += value (1 - d / radius), never below 0    |
+| APPLY_FORCE      | x, y, value, radius         | velocity += value (1 - d / radius) / mass, outwards     |
+| APPLY_ATTRACTION | x, y, value, radius         | the same, towards (x, y)                                |
+| APPLY_REPULSION  | x, y, value, radius         | the same outwards as an acceleration, during the step   |
+| STEP             |                             | one step more than every action takes                   |
+
+d is the distance of a particle's centre from (x, y). Those within `radius` are affected; negative values act
+the other way; a particle exactly at (x, y) has no direction to be pushed in.
 """
 from dataclasses import astuple, dataclass
 from enum import IntEnum
@@ -59,7 +63,7 @@ USED = {ActionType.NOOP: (), ActionType.ADD_PARTICLE: _AREA,
         ActionType.SET_PROPERTY: ("target", "x", "y", "value", "property_type"), ActionType.APPLY_HEAT: _AREA,
         ActionType.APPLY_FORCE: _AREA, ActionType.APPLY_ATTRACTION: _AREA, ActionType.APPLY_REPULSION: _AREA,
         ActionType.STEP: ()}
-_WORDS = {ActionType.ADD_PARTICLE: "add a particle", ActionType.APPLY_HEAT: "heat", ActionType.APPLY_FORCE: "push outwards",
+_WORDS = {ActionType.APPLY_HEAT: "heat", ActionType.APPLY_FORCE: "push outwards",
           ActionType.APPLY_ATTRACTION: "pull inwards", ActionType.APPLY_REPULSION: "repel"}
 
 
@@ -101,29 +105,40 @@ class ActionOperator:
 
     def __init__(self, simulator):
         self.simulator = simulator
+        width, height = simulator.width, simulator.height
         self.low = np.array([0, -1, 0, 0, -5, 1, 0], float)
-        self.high = np.array([len(ActionType) - 1, simulator.max_particles - 1, simulator.width, simulator.height, 5, 64,
+        self.high = np.array([len(ActionType) - 1, simulator.max_particles - 1, width, height, 5, 64,
                               len(PropertyType) - 1], float)
+        # by PropertyType; walls also keep positions a radius away, and MAX_SPEED bounds velocities as a whole
+        bounds = [(0, width), (0, height), (-kernels.MAX_SPEED, kernels.MAX_SPEED),
+                  (-kernels.MAX_SPEED, kernels.MAX_SPEED), (-kernels.MAX_CHARGE, kernels.MAX_CHARGE),
+                  (kernels.MIN_MASS, kernels.MAX_MASS), (kernels.MIN_RADIUS, kernels.MAX_RADIUS),
+                  (0, kernels.MAX_TEMPERATURE)]
+        self.property_low, self.property_high = np.array(bounds, float).T
 
     def apply(self, actions):
-        """The immediate part -> (status codes int64 [B], repulsion field [B,4] for the coming `simulator.step`).
+        """The immediate part -> (status codes int64 [B], repulsion field [B,4] for `simulator.step`).
 
-        Values are rounded (type, target, property) and clipped into their bounds; a vector with a NaN or an infinity
-        is not executed. ValueError for a wrong shape, and nothing else is ever raised.
+        A vector with a NaN or an infinity is not executed; other values are clipped. Raises ValueError for a
+        wrong shape, and nothing else ever.
         """
         sim = self.simulator
-        actions = np.asarray(actions, float)
+        actions = np.array(actions, float)
         if actions.shape != (sim.batch_size, 7):
             raise ValueError(f"actions must be [{sim.batch_size},7], not {list(actions.shape)}")
         finite = np.isfinite(actions).all(1)
-        actions = np.where(finite[:, None], actions, [ActionType.NOOP, -1, 0, 0, 0, 1, 0])
-        clipped = np.clip(actions, self.low, self.high)
-        status = np.where(finite, np.where((clipped != actions).any(1), ActionStatus.CLIPPED, ActionStatus.OK),
-                          ActionStatus.NOT_FINITE)
-        clipped[:, [0, 1, 6]] = clipped[:, [0, 1, 6]].round()
+        actions[~finite] = ActionType.NOOP, -1, 0, 0, 0, 1, 0
+        actions[:, [0, 1, 6]] = actions[:, [0, 1, 6]].round()
+        low, high = np.tile(self.low, (len(actions), 1)), np.tile(self.high, (len(actions), 1))
+        kind, what = np.clip(actions[:, [0, 6]], 0, 7).astype(int).T
+        sets = kind == ActionType.SET_PROPERTY
+        low[sets, 4], high[sets, 4] = self.property_low[what[sets]], self.property_high[what[sets]]
+        high[kind == ActionType.ADD_PARTICLE, 5] = kernels.MAX_RADIUS
+        clipped = np.clip(actions, low, high)
+        status = np.where((clipped == actions).all(1), ActionStatus.OK, ActionStatus.CLIPPED)
+        status[~finite] = ActionStatus.NOT_FINITE
         field, extra = np.zeros((sim.batch_size, 4)), np.zeros(sim.batch_size, bool)
-        kernels.act(clipped, sim.count, sim.position, sim.velocity, sim.radius, sim.mass, sim.charge, sim.temperature,
-                    sim.conductivity, sim._size, status, field, extra)
+        kernels.act(clipped, sim._state(), sim._size, status, field, extra)
         if extra.any():
             sim.step(worlds=np.flatnonzero(extra))
         return status, field

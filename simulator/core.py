@@ -1,17 +1,18 @@
 """ParticleSimulator: many 2-D particle worlds at once. State as arrays; the physics in kernels.py.
 
 One step of length dt, in `substeps`; each substep of length h:
- 1. from its start positions, over all pairs: a Coulomb-like force k q_i q_j / max(d, r_i + r_j)^2 (1 - d / em_radius)
-    within em_radius (like charges repel), radiation of heat between near ones, a list of contacts;
+ 1. from its start positions, over all pairs: a Coulomb-like force k q_i q_j / max(d, r_i + r_j)^2 (1 - d / R)
+    within R = em_force_radius (like charges repel), radiation of heat between near ones, a list of contacts;
  2. velocities take up forces, gravity and the action's field;
- 3. contacts one after the other: impulse with restitution, the lost kinetic energy becomes heat of both, touching
-    particles conduct heat, overlaps are pushed apart;
+ 3. contacts one after the other: impulse with restitution, the lost kinetic energy becomes heat of both,
+    touching particles conduct heat, overlaps are pushed apart;
  4. positions move; walls reflect with restitution; heat is lost to the surroundings.
 After the last substep, temperature shakes the positions.
 
 Legend: B worlds, N particles a world can hold, H W image. Lengths in px, times in steps.
 """
 import difflib
+from collections import namedtuple
 
 import numpy as np
 
@@ -31,25 +32,32 @@ PHYSICS = {
     "thermal_radiation_radius": 10.0,     # px
     "thermal_conduction": 1.0,            # times the mean conductivity of two touching particles, per step
 }
-_VECTOR = ("gravity_y", "restitution", "em_force_strength", "em_force_radius", "dt", "vibration_scale",
-           "heat_dissipation", "thermal_radiation_rate", "thermal_radiation_radius", "thermal_conduction")
 # (English, Korean, RGB): the colour of particle i is PALETTE[i % 8]
-PALETTE = (("red", "빨간", (230, 50, 60)), ("green", "초록", (50, 190, 80)), ("blue", "파란", (60, 110, 250)),
-           ("yellow", "노란", (245, 220, 60)), ("purple", "보라", (170, 80, 220)), ("cyan", "하늘", (70, 210, 230)),
+PALETTE = (("red", "빨간", (230, 50, 60)), ("green", "초록", (50, 190, 80)),
+           ("blue", "파란", (60, 110, 250)), ("yellow", "노란", (245, 220, 60)),
+           ("purple", "보라", (170, 80, 220)), ("cyan", "하늘", (70, 210, 230)),
            ("pink", "분홍", (250, 150, 190)), ("brown", "갈색", (150, 95, 50)))
-BACKGROUND = np.array([16, 16, 20], np.int64)
-_COLOURS = np.array([colour for *_, colour in PALETTE], np.int64)
+BACKGROUND = (16, 16, 20)
+SAMPLES = 3         # per pixel and axis, where the picture is anti-aliased
+_COLOURS, _BACKGROUND = np.array([colour for *_, colour in PALETTE]), np.array(BACKGROUND)
+# bounds of settings, where these are not 0 and any finite number
+_LEAST = {"gravity_y": -100, "substeps": 1, "dt": 0.01,
+          "em_force_radius": 1e-6, "thermal_radiation_radius": 1e-6}
+_MOST = {"gravity_y": 100, "substeps": 1000, "dt": 100, "restitution": 1}
+_Settings = namedtuple("_Settings", [*PHYSICS, "h", "cooling", "reach"])
 
 
 class ParticleSimulator:
     """B worlds of up to N particles. `physics` overrides entries of PHYSICS.
 
-    Public state, C-contiguous float64 unless said: `position` [B,N,2] within the walls, `velocity` [B,N,2] up to 10
-    px/step, `radius` [B,N] 1..5, `mass` [B,N] 0.1..10, `charge` [B,N] -5..5, `temperature` [B,N] 0..10,
-    `conductivity` [B,N] 0..1; `count` int64 [B] (particles 0..count-1 exist; none is ever removed), `seed` uint64 [B]
-    and `time` int64 [B], which with the state determine the noise. ValueError for settings out of range.
+    Public state, C-contiguous float64 unless said; callers write start states into these arrays:
+    `position` [B,N,2] px, inside the walls, `velocity` [B,N,2] up to 10 px/step, `radius` [B,N] 1..5 px,
+    `mass` [B,N] 0.1..10, `charge` [B,N] -5..5, `temperature` [B,N] 0..10, `conductivity` [B,N] 0..1,
+    `count` int64 [B] (particles 0..count-1 exist; none is ever removed), `seed` uint64 [B] and `time` int64
+    [B] (steps since `clear`), which determine the noise. ValueError for settings out of range.
     """
-    STATE = ("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity", "count", "seed", "time")
+    STATE = ("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity", "count",
+             "seed", "time")
 
     def __init__(self, batch_size=1, max_particles=50, width=64, height=64, physics=None):
         physics = dict(physics or {})
@@ -57,17 +65,25 @@ class ParticleSimulator:
             if key not in PHYSICS:
                 near = difflib.get_close_matches(key, PHYSICS, 1, 0)[0]
                 raise ValueError(f"unknown physics setting {key!r}: did you mean {near!r}?")
-        if batch_size < 1 or max_particles < 1 or min(width, height) < 3 * MAX_RADIUS:
-            raise ValueError(f"a world needs at least one particle and sides of {3 * MAX_RADIUS:.0f} px or more")
         self.physics = PHYSICS | physics
-        self.width, self.height, self.batch_size, self.max_particles = width, height, batch_size, max_particles
+        for key, value in self.physics.items():
+            if not _LEAST.get(key, 0) <= value <= _MOST.get(key, np.finfo(float).max):
+                raise ValueError(f"physics setting {key} is out of range: {value}")
+        if batch_size < 1 or max_particles < 1 or min(width, height) < 3 * MAX_RADIUS:
+            raise ValueError(f"a world needs a particle and sides of {3 * MAX_RADIUS:.0f} px or more")
+        self.batch_size, self.max_particles = batch_size, max_particles
+        self.width, self.height = width, height
         for name in ("radius", "mass", "charge", "temperature", "conductivity"):
             setattr(self, name, np.zeros((batch_size, max_particles)))
         self.position, self.velocity = np.zeros((2, batch_size, max_particles, 2))
         self.count, self.time = np.zeros((2, batch_size), np.int64)
         self.seed = np.zeros(batch_size, np.uint64)
-        self._size = np.array([width, height], float)
-        self._vector = np.array([self.physics[name] for name in _VECTOR], float)
+        self._size = (float(width), float(height))
+        p = {name: int(value) if name == "substeps" else float(value) for name, value in self.physics.items()}
+        h = p["dt"] / p["substeps"]
+        reach = max(p["em_force_radius"], p["thermal_radiation_radius"], 2 * MAX_RADIUS)
+        self._settings = _Settings(**p, h=h, cooling=float(np.exp(-p["heat_dissipation"] * h)), reach=reach)
+        self._large = True if max_particles > kernels.CELLS_FROM else None
         self._everyone, self._calm = np.arange(batch_size), np.zeros((batch_size, 4))
 
     def clear(self, worlds, seeds):
@@ -79,20 +95,28 @@ class ParticleSimulator:
     def step(self, field=None, worlds=None):
         """Advances all worlds (or the named ones) by dt. `field` float64 [B,4]: x, y, strength, radius of a
         repulsion that acts during this step; strength 0 is none."""
-        kernels.step(self._everyone if worlds is None else worlds, self.count, self.position, self.velocity,
-                     self.radius, self.mass, self.charge, self.temperature, self.conductivity, self.seed, self.time,
-                     self._calm if field is None else field, self._vector, int(self.physics["substeps"]), self._size)
+        worlds, field = self._everyone if worlds is None else worlds, self._calm if field is None else field
+        kernels.step(worlds, self._state(), field, self._settings, self._size, self._large)
 
-    def render(self, scale=1, worlds=None):
-        """Pictures uint8 [B,H*scale,W*scale,3]. A particle's body has its own colour (PALETTE), a white or black core
-        shows its charge, an orange halo its temperature, a grey trail where it comes from. Hard-edged at scale 1,
-        anti-aliased (three samples a pixel and axis) at larger scales."""
+    def _state(self):
+        return tuple(getattr(self, name) for name in self.STATE)
+
+    def render(self, scale=1, worlds=None, out=None):
+        """Pictures uint8 [B,H*scale,W*scale,3] of all worlds, or the named ones, into `out` if given.
+
+        A particle's body has its own colour (PALETTE), a white (+) or black (-) core shows its charge, an
+        orange halo its temperature, three grey dots behind it where it comes from. Hard-edged at scale 1,
+        anti-aliased at larger scales.
+        """
         worlds = self._everyone if worlds is None else np.asarray(worlds)
-        fine = scale if scale == 1 else 3 * scale
+        shape = (len(worlds), self.height * scale, self.width * scale, 3)
+        out = np.empty(shape, np.uint8) if out is None else out
+        if scale == 1:
+            kernels.draw(worlds, out, 1, self._state(), _COLOURS, _BACKGROUND)
+            return out
+        fine = scale * SAMPLES
         images = np.empty((len(worlds), self.height * fine, self.width * fine, 3), np.uint8)
-        kernels.draw(worlds, images, float(fine), self.count, self.position, self.velocity, self.radius, self.charge,
-                     self.temperature, _COLOURS, BACKGROUND)
-        if scale > 1:
-            shape = (len(worlds), self.height * scale, 3, self.width * scale, 3, 3)
-            images = images.reshape(shape).mean((2, 4)).round().astype(np.uint8)
-        return images
+        kernels.draw(worlds, images, fine, self._state(), _COLOURS, _BACKGROUND)
+        parts = (images[:, a::SAMPLES, b::SAMPLES] for a in range(SAMPLES) for b in range(SAMPLES))
+        out[:] = sum(part.astype(np.uint16) for part in parts) // SAMPLES**2
+        return out

@@ -12,7 +12,7 @@ from simulator.goals import AXES, DIRECTIONS, REGIONS
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
 AHEAD = 16.0        # how far ahead of the group a pull is placed, px
-REACH, NARROW = 64.0, 24.0     # radius of a pull or push, px; of one that is to move few particles
+REACH, NARROW = 64.0, 40.0     # radius of a pull or push, px; of one that is to move few particles
 
 
 def wanted_velocity(goal, position, now, start, size):
@@ -39,7 +39,7 @@ def wanted_velocity(goal, position, now, start, size):
         case "align":
             along = AXES[goal.argument]
             want = towards(centroid, 8)
-            short = 3.5 * now.extent[:, 1 - along] + 6 - now.extent[:, along]      # how much length the line lacks, px
+            short = 3 * now.extent[:, 1 - along] + 4 - now.extent[:, along]      # how much length the line lacks, px
             want[..., along] *= -0.5 * np.clip(short / 10, 0, 1)[:, None]
     limit = SPEED * (2.3 if goal.kind == "vibrate" else 1.5)
     speed = np.linalg.norm(want, axis=-1, keepdims=True)
@@ -64,7 +64,7 @@ def points_and_sign(goal, now, start, size):
             far = np.linalg.norm(way, axis=-1, keepdims=True)
             return (centroid + way / far * np.minimum(AHEAD, far + 4))[:, None], -1, REACH
         case "align":
-            side = np.linspace(0, 1, 7)
+            side = np.linspace(0, 1, 5)
             grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size
             return np.repeat(grid[None], len(centroid), 0), 1, NARROW
 

@@ -6,18 +6,18 @@ A goal is written as in `push(direction=left)`, `cluster()`, `spread()`, `heat()
 Everything is measured on the particles that were there when the episode started, and success is measured against
 that start. Lengths are shares of the world's width W (64 px by default).
 
-| goal       | progress (its growth is rewarded)          | reached when                                            | reward per step        |
-|------------|--------------------------------------------|---------------------------------------------------------|------------------------|
-| push       | way of the centroid along the direction    | 0.22 W along it, and at most 0.08 W to either side      | 0.1 per px, +-0.5      |
-| cluster    | minus the spread                           | spread at most half of that at the start                | 0.1 per px, +-0.3      |
-| spread     | spread                                     | spread at least twice that at the start                 | 0.1 per px, +-0.3      |
-| heat       | mean temperature                           | 3 warmer than at the start                              | 0.2 per unit, +-0.3    |
-| cool       | minus the mean temperature                 | at most a quarter of that at the start                  | 0.2 per unit, +-0.3    |
-| vibrate    | (rewarded: the speed itself)               | speed at least 2 px/step, while the centroid is within  | 0.02 per px/step, 0.3  |
-|            |                                            | 0.1 W and the spread within 1.5 times those at the start|                        |
-| move_to    | minus the centroid's distance from a point | centroid within 0.06 W of the centre, or within 0.1 W of| 0.1 per px, +-0.3      |
-|            |                                            | a point 0.22 W from both walls of the corner            |                        |
-| align      | minus the extent across the line           | at most 0.05 W across, and 3 times as far along         | 0.1 per px, +-0.3      |
+| goal    | progress (its growth is rewarded)          | reached when                                               | reward per step      |
+|---------|--------------------------------------------|------------------------------------------------------------|----------------------|
+| push    | way of the centroid along the direction    | 0.22 W along it, and at most 0.08 W to either side         | 0.05 per px, +-0.5   |
+| cluster | minus the spread                           | spread at most 0.6 of that at the start                    | 0.05 per px, +-0.3   |
+| spread  | spread                                     | spread at least twice that at the start                    | 0.05 per px, +-0.3   |
+| heat    | mean temperature                           | 3 warmer than at the start                                 | 0.1 per unit, +-0.3  |
+| cool    | minus the mean temperature                 | at most a quarter of that at the start                     | 0.1 per unit, +-0.3  |
+| vibrate | speed (itself rewarded, not its growth)    | speed at least 2 px/step, with the centroid within 0.1 W   | 0.01 per px/step, 0.3|
+|         |                                            | of the start and the spread at most 1.5 times that then    |                      |
+| move_to | minus the centroid's distance from a point | centroid within 0.06 W of the centre, or within 0.1 W of a | 0.05 per px, +-0.3   |
+|         |                                            | point 0.22 W from both walls of the corner                 |                      |
+| align   | minus the extent across the line           | at most 0.07 W across, and twice as far along              | 0.05 per px, +-0.3   |
 
 Reaching the goal adds 1. Spread: root mean square distance from the centroid. Speed: root mean square velocity
 relative to the centroid's. Extent: standard deviation of one coordinate. The reward for vibrating is small on
@@ -34,8 +34,8 @@ AXES = {"horizontal": 0, "vertical": 1}
 ARGUMENTS = {"push": ("direction", DIRECTIONS), "cluster": None, "spread": None, "heat": None, "cool": None,
              "vibrate": None, "move_to": ("region", REGIONS), "align": ("axis", AXES)}
 # kind: (reward per unit of progress, bound of the reward)
-REWARD = {"push": (0.1, 0.5), "cluster": (0.1, 0.3), "spread": (0.1, 0.3), "heat": (0.2, 0.3), "cool": (0.2, 0.3),
-          "vibrate": (0.02, 0.3), "move_to": (0.1, 0.3), "align": (0.1, 0.3)}
+REWARD = {"push": (0.05, 0.5), "cluster": (0.05, 0.3), "spread": (0.05, 0.3), "heat": (0.1, 0.3), "cool": (0.1, 0.3),
+          "vibrate": (0.01, 0.3), "move_to": (0.05, 0.3), "align": (0.05, 0.3)}
 SUCCESS_REWARD = 1.0
 
 
@@ -127,38 +127,52 @@ def progress(goal, now, start, size):
             return -now.extent[:, 1 - AXES[goal.argument]]
 
 
+def target(goal, start, size):
+    """The progress at which the goal's main condition holds, [B] or a number."""
+    width = size[0]
+    match goal.kind:
+        case "push":
+            return 0.22 * width
+        case "cluster":
+            return -0.6 * start.spread
+        case "spread":
+            return 2 * start.spread
+        case "heat":
+            return start.temperature + 3
+        case "cool":
+            return -0.25 * start.temperature
+        case "vibrate":
+            return 2.0
+        case "move_to":
+            return -(0.06 if goal.argument == "center" else 0.1) * width
+        case "align":
+            return -0.07 * width
+
+
 def reached(goal, now, start, size):
     """Whether the goal is reached, bool [B]."""
     done, width = progress(goal, now, start, size), size[0]
+    main = done >= target(goal, start, size)
+    moved = now.centroid - start.centroid
     match goal.kind:
-        case "push":
-            moved = now.centroid - start.centroid
-            sideways = np.abs(moved @ np.array(DIRECTIONS[goal.argument])[::-1])
-            return (done >= 0.22 * width) & (sideways <= 0.08 * width)
-        case "cluster":
-            return now.spread <= 0.5 * start.spread
-        case "spread":
-            return now.spread >= 2 * start.spread
-        case "heat":
-            return done >= start.temperature + 3
-        case "cool":
-            return now.temperature <= 0.25 * start.temperature
-        case "vibrate":
-            near = np.linalg.norm(now.centroid - start.centroid, axis=-1) <= 0.1 * width
-            return (done >= 2.0) & near & (now.spread <= 1.5 * start.spread)
-        case "move_to":
-            return -done <= (0.06 if goal.argument == "center" else 0.1) * width
-        case "align":
-            along = now.extent[:, AXES[goal.argument]]
-            return (-done <= 0.05 * width) & (along >= -3 * done)
+        case "push":     # as asked, not slantwise
+            return main & (np.abs(moved @ np.array(DIRECTIONS[goal.argument])[::-1]) <= 0.08 * width)
+        case "vibrate":  # on the spot
+            return main & (np.linalg.norm(moved, axis=-1) <= 0.1 * width) & (now.spread <= 1.5 * start.spread)
+        case "align":    # a line, not a heap
+            return main & (now.extent[:, AXES[goal.argument]] >= -2 * done)
+        case _:
+            return main
 
 
 def reward(goal, now, before, start, size):
-    """Dense reward of one step, [B], without the 1 for success."""
+    """Dense reward of one step, [B], without the 1 for success. Progress counts up to the target only: it must not
+    pay to go on without fulfilling the rest of the goal."""
     scale, bound = REWARD[goal.kind]
-    gained = progress(goal, now, start, size)
+    limit = target(goal, start, size)
+    gained = np.minimum(progress(goal, now, start, size), limit)
     if goal.kind != "vibrate":
-        gained = gained - progress(goal, before, start, size)
+        gained = gained - np.minimum(progress(goal, before, start, size), limit)
     return np.clip(scale * gained, -bound, bound)
 
 
@@ -186,7 +200,8 @@ def start_state(goal, rng, size, n):
         if (spread > 0.06 * size[0]
                 and (goal.kind != "cluster" or spread > 0.18 * size[0])
                 and (goal.kind != "spread" or spread < 0.16 * size[0])
-                and (goal.kind != "align" or across[1 - AXES[goal.argument]] > 0.12 * size[0])
+                and (goal.kind != "align"
+                     or across[AXES[goal.argument]] > across[1 - AXES[goal.argument]] > 0.12 * size[0])
                 and (to_go is None or to_go > (0.2 if goal.argument == "center" else 0.3) * size[0])):
             break
     # most particles carry some charge, a few none
