@@ -63,7 +63,8 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'model.heads.hidden': ([512, 256], COUNT, 'widths of the action trunk\'s layers'),
     'model.heads.init_std': (0.135, POSITIVE, 'first std of a continuous parameter, share of its range'),
     'train.lr': (1e-4, POSITIVE, 'learning rate of the backbone or its adapters in PPO, the peak'),
-    'train.head_lr': (1e-3, POSITIVE, 'learning rate of the heads in PPO, the peak'),
+    'train.head_lr': (1e-3, POSITIVE, 'learning rate of the action head in PPO, the peak'),
+    'train.value_lr': (1e-3, POSITIVE, 'learning rate of the critic and of the width of exploration in PPO, the peak'),
     'train.batch_size': (8, COUNT, 'samples per update'),
     'train.weight_decay': (0.0, NOT_NEGATIVE, 'decoupled weight decay'),
     'train.max_grad_norm': (1.0, POSITIVE, 'gradients are clipped to this norm'),
@@ -86,7 +87,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.value_coef': (0.5, NOT_NEGATIVE, 'weight of the value loss'),
     'rl.entropy_coef': (0.01, NOT_NEGATIVE, 'weight of the entropy bonus'),
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
-    'rl.critic_warmup': (1, NATURAL, 'first iterations, which train the value head only'),
+    'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
     'env.num_envs': (8, COUNT, 'environments side by side'),
     'env.max_steps': (32, COUNT, 'time limit of an episode, steps'),
     'env.goals': ([], NAME, 'goal kinds or DSL strings; empty: all'),
@@ -152,7 +153,7 @@ def vlm_tiny(config):
     """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
-    config.train.update(batch_size=128, lr=5e-5, head_lr=3e-4)
+    config.train.update(batch_size=128, lr=5e-5, head_lr=3e-4, value_lr=3e-3)
     config.vlm.update(bc_epochs=1, bc_samples=100000, bc_lr=2e-3, ppo_epochs=20, rollout_steps=32)
     config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.97)
     config.env.num_envs = 64

@@ -34,7 +34,7 @@ from models.backbone import Backbone, save_random_model
 from models.heads import ActionSpec
 from models.losses import bc_loss, compute_gae, explained_variance, normalize, ppo_loss
 from models.vlm_policy import VLMPolicy
-from simulator.evaluation import policy_actor, run_all, run_episodes, share, step_ratio, summary, table
+from simulator.evaluation import evaluate_policy, policy_actor, run_episodes, show
 from simulator.goal_env import make_env, sentences_by_goal
 from simulator.goals import GoalError
 from simulator.rollout import collect
@@ -119,7 +119,7 @@ def update_ppo(policy, optimizer, rollout, advantages, returns, config, generato
     parameters = list(policy.value_head.parameters()) if critic_only else [
         p for p in policy.parameters() if p.requires_grad]
     sums, stopped = [], False
-    for _ in range(config.rl.ppo_epochs):
+    for _ in range(4 * config.rl.ppo_epochs if critic_only else config.rl.ppo_epochs):
         for batch in minibatches(len(actions), config.train.batch_size, generator):
             log_probs, entropy, values = policy.evaluate_actions(select(obs, batch), actions[batch])
             on = lambda tensor: tensor[batch].to(values.device)  # noqa: B023, E731
@@ -322,8 +322,9 @@ def _train(config, folder, resume):
                 advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values,   # estimate
                                                   rollout.terminated, rollout.truncated,
                                                   config.rl.gamma, config.rl.gae_lambda)
-                for group, peak in zip(optimizer.param_groups, (config.train.lr, config.train.head_lr), strict=True):
-                    group["lr"] = scheduled(peak, config.train.lr_schedule, at["unit"] / units["ppo"])
+                peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "free": config.train.value_lr}
+                for group in optimizer.param_groups:
+                    group["lr"] = scheduled(peaks[group["name"]], config.train.lr_schedule, at["unit"] / units["ppo"])
                 policy.train()
                 row = update_ppo(policy, optimizer, rollout, advantages, returns, config, generator,      # update
                                  critic_only=at["unit"] < config.rl.critic_warmup)
@@ -363,8 +364,8 @@ def _train(config, folder, resume):
 
 
 def new_optimizer(policy, config):
-    return torch.optim.AdamW(policy.parameter_groups(config.train.lr, config.train.head_lr),
-                             weight_decay=config.train.weight_decay, eps=1e-5)
+    groups = [{"params": parameters, "name": name} for name, parameters in policy.parameter_groups().items() if parameters]
+    return torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
 
 
 def seed_unit(*key):
@@ -404,18 +405,10 @@ def report(config, folder):
     """Evaluates the best checkpoint beside the baselines on the fixed episodes; prints the table, writes eval.json."""
     policy = VLMPolicy.from_checkpoint(folder / BEST, pick_device(config.device))
     env = make_env(config, num_envs=min(128, config.eval.episodes))
-    results = run_all(env, policy, config.eval.episodes, config.eval.seed)
-    summaries = {name: summary(result) for name, result in results.items()}
-    ratio = step_ratio(results["deterministic"], results["expert"])
-    print(table(summaries))
-    if ratio is not None:
-        print(f"steps to reach a goal, policy to expert, where both do: {ratio:.2f}")
-    (folder / "eval.json").write_text(json.dumps({
-        "split": "seen", "episodes": config.eval.episodes, "seed": config.eval.seed,
-        "policy": {name: summaries[name] for name in ("deterministic", "sampled")},
-        "baselines": {name: summaries[name] for name in ("no-op", "random", "expert")},
-        "steps_policy_to_expert": ratio}, indent=1))
-    return summaries
+    figures = {"split": "seen"} | evaluate_policy(env, policy, config.eval.episodes, config.eval.seed)
+    print(show(figures))
+    (folder / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 def read_config(argv):

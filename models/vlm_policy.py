@@ -89,11 +89,13 @@ class VLMPolicy(nn.Module):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items() if name in trained}
 
-    def parameter_groups(self, lr, head_lr):
-        """Optimiser groups: the backbone at `lr`, the new heads at `head_lr`."""
-        heads = list(self.action_head.parameters()) + list(self.value_head.parameters())
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": head_lr}]
+    def parameter_groups(self):
+        """Parameters by what they need of an optimiser: {"backbone", "action", "free"}. Free are the critic and the
+        width of the exploration, which nothing else is computed from: they can learn faster than the rest."""
+        width = self.action_head.log_std
+        return {"backbone": [p for p in self.backbone.parameters() if p.requires_grad],
+                "action": [p for p in self.action_head.parameters() if p is not width],
+                "free": [*self.value_head.parameters(), width]}
 
     def architecture(self):
         """Plain data from which `from_architecture` builds the same policy, without the weights."""

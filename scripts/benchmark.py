@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py simulator [--json out.json]
 
-simulator: steps per second of a batch of particle worlds with everything on, with and without pictures, against a
-plain Python loop over particles (tests/reference_simulator.py); and what a particle costs in a large world.
+simulator: steps per second of a batch of particle worlds with everything on, without and with pictures,
+against a plain Python loop over particles (tests/reference_simulator.py); what a particle costs in a large world.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def seconds(function, prepare, repeats):
-    """The median time of a call over `repeats`, each after a `prepare()` that is not timed; the first is a warm-up."""
+    """The median time of a call over `repeats`, each after an untimed `prepare()`; one more call warms up."""
     times = []
     for _ in range(repeats + 1):
         prepare()
@@ -75,13 +75,14 @@ def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
     per_particle = {}
     for many, side in ((256, 64), (10_000, 400)):      # 16 px^2 each
         large = ParticleSimulator(1, many, side, side)
-        few = max(1, 20 * 256 // many)
-        time_taken = seconds(lambda: [large.step() for _ in range(few)], lambda: fill(large, many, rng, 1.5), 9)  # noqa: B023
-        per_particle[many] = time_taken / few / many * 1e6
+        taken = seconds(large.step, lambda many=many, large=large: fill(large, many, rng, 1.5), 25)
+        per_particle[many] = taken / many * 1e6
 
     return {"steps_per_s": per_second[0], "render_steps_per_s": per_second[1],
-            "reference_steps_per_s": reference_per_second, "speedup": per_second[0] / reference_per_second,
-            "cost_per_particle_256_us": per_particle[256], "cost_per_particle_10000_us": per_particle[10_000],
+            "reference_steps_per_s": reference_per_second,
+            "speedup": per_second[0] / reference_per_second,
+            "cost_per_particle_256_us": per_particle[256],
+            "cost_per_particle_10000_us": per_particle[10_000],
             "large_world_ratio": per_particle[10_000] / per_particle[256],
             "worlds": batch, "particles": n, "threads": numba.get_num_threads()}
 

@@ -58,7 +58,7 @@ def policy_actor(policy, deterministic):
     return lambda obs, worlds: policy.act(obs, deterministic)[0].cpu().numpy()
 
 
-def run_all(env, policy, episodes, seed, goals=None, texts=None, baselines=True):
+def run_all(env, policy, episodes, seed, goals=None, texts=None):
     """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
 
     The goals go round in equal shares unless given."""
@@ -66,10 +66,9 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None, baselines=True)
     goals = env.balanced_goals(episodes) if goals is None else goals
     rng = np.random.default_rng(seed)
     actors = {"deterministic": policy_actor(policy, True), "sampled": policy_actor(policy, False)} if policy else {}
-    if baselines:
-        actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
-                   "random": lambda obs, worlds: env.random_actions(rng)[worlds],
-                   "expert": lambda obs, worlds: env.expert_actions()[worlds]}
+    actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
+               "random": lambda obs, worlds: env.random_actions(rng)[worlds],
+               "expert": lambda obs, worlds: env.expert_actions()[worlds]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return {name: run_episodes(env, act, seeds, goals, texts) for name, act in actors.items()}
@@ -90,15 +89,28 @@ def step_ratio(a, b):
     return float(a["length"][both].sum() / b["length"][both].sum()) if both.any() else None
 
 
-def table(summaries):
-    """A terminal table: a row per goal, a column per policy, success in percent; the last row has all and k/n."""
-    names, goals = list(summaries), list(next(iter(summaries.values()))["per_goal"])
-    width = max(map(len, goals + ["all, 95 % interval"]))
-    lines = [" " * width + "".join(f"{name:>22}" for name in names)]
-    for goal in goals:
-        lines.append(f"{goal:<{width}}" + "".join(f"{100 * s['per_goal'][goal]['rate']:>20.1f} %"
-                                                   for s in summaries.values()))
-    lines.append(f"{'all, k of n':<{width}}" + "".join(f"{s['k']:>16} of {s['n']:<2}".rjust(22) for s in summaries.values()))
-    lines.append(f"{'all, 95 % interval':<{width}}" + "".join(
-        f"{100 * s['rate']:.1f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}] %".rjust(22) for s in summaries.values()))
+def evaluate_policy(env, policy, episodes, seed):
+    """Everything a report needs, as plain data: `policy` (deterministic, sampled) and `baselines` (no-op, random,
+    expert) on the same episodes, and the steps of the deterministic policy to those of the expert where both succeed."""
+    results = run_all(env, policy, episodes, seed)
+    figures = {name: summary(result) for name, result in results.items()}
+    return {"episodes": episodes, "seed": seed,
+            "policy": {name: figures[name] for name in ("deterministic", "sampled")},
+            "baselines": {name: figures[name] for name in ("no-op", "random", "expert")},
+            "steps_policy_to_expert": step_ratio(results["deterministic"], results["expert"])}
+
+
+def show(figures):
+    """What `evaluate_policy` gave as a table: a row per goal, a column per policy, success in percent."""
+    columns = figures["policy"] | figures["baselines"]
+    goals = list(next(iter(columns.values()))["per_goal"])
+    width = max(map(len, [*goals, "95 % interval"])) + 1
+    row = lambda title, cells: f"{title:<{width}}" + "".join(f"{cell:>15}" for cell in cells)
+    lines = [row("success, %", columns)]
+    lines += [row(goal, [f"{100 * c['per_goal'][goal]['rate']:.1f}" for c in columns.values()]) for goal in goals]
+    lines += [row("all", [f"{100 * c['rate']:.1f}" for c in columns.values()]),
+              row("95 % interval", [f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]" for c in columns.values()]),
+              row("k of n", [f"{c['k']} of {c['n']}" for c in columns.values()])]
+    if figures["steps_policy_to_expert"] is not None:
+        lines.append(f"steps to the goal, policy to expert, where both reach it: {figures['steps_policy_to_expert']:.2f}")
     return "\n".join(lines)

@@ -73,11 +73,12 @@ def test_set_property():
 def test_set_property_of_what_is_at_a_place():
     sim, operator = world()
     sim.position[0, 1] = [25, 32]
-    # radius 2 and grace 2: particle 0 covers x up to 24, particle 1 from 21; (23, 32) is nearer to particle 1
+    # radius 2 and grace 2: particle 0 covers x from 16 to 24, particle 1 from 21; x = 22.5 is the middle
     assert act(operator, ActionType.SET_PROPERTY, -1, 23, 32, 2, 1, PropertyType.CHARGE)[0] == ActionStatus.OK
     assert sim.charge[0, :2].tolist() == [0, 2]
-    assert act(operator, ActionType.SET_PROPERTY, -1, 16, 32, 3, 1, PropertyType.CHARGE)[0] == ActionStatus.OK
-    assert sim.charge[0, :2].tolist() == [3, 2]
+    for x in (16, 22):
+        assert act(operator, ActionType.SET_PROPERTY, -1, x, 32, x / 8, 1, 4)[0] == ActionStatus.OK
+        assert sim.charge[0, :2].tolist() == [x / 8, 2]
     assert act(operator, ActionType.SET_PROPERTY, -1, 15.9, 32, 1, 1, 4)[0] == ActionStatus.NO_TARGET
 
 
@@ -100,6 +101,15 @@ def test_force_and_attraction():
     np.testing.assert_allclose(sim.velocity[0, :2], [[2, 0], [-1, 0]])
     act(operator, ActionType.APPLY_FORCE, -1, 20, 32, 4, 10)     # at particle 0, out of reach of 1
     np.testing.assert_allclose(sim.velocity[0, :2], [[2, 0], [-1, 0]])
+
+
+def test_no_action_makes_it_too_fast():
+    sim, operator = world()
+    sim.mass[0, 0] = 0.1
+    act(operator, ActionType.APPLY_FORCE, -1, 20, 26, 5, 12)     # 5 * (1 - 6/12) / 0.1 = 25
+    np.testing.assert_allclose(sim.velocity[0, 0], [0, MAX_SPEED])
+    act(operator, ActionType.SET_PROPERTY, 0, 0, 0, 10, 1, PropertyType.VELOCITY_X)
+    np.testing.assert_allclose(sim.velocity[0, 0], MAX_SPEED / np.sqrt(2))
 
 
 def test_repulsion_is_a_field_during_the_step():

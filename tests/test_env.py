@@ -1,0 +1,315 @@
+"""The worlds as environments: Gymnasium's rules, autoreset, determinism, independence, and what may be asked."""
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+from simulator.action_operator import ActionStatus
+from simulator.evaluation import run_episodes
+from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv
+from simulator.language import read_goal
+
+NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
+
+
+def snapshot(obs, rewards, terminated, truncated, infos):
+    """What a step says of each world, as comparable values: a list of E tuples."""
+    final = infos.get("final_obs", [None] * len(rewards))
+    return [(obs["image"][b].tobytes(), obs["goal"][b], float(rewards[b]), bool(terminated[b]), bool(truncated[b]),
+             int(infos["action_status"][b]), final[b] and (final[b]["image"].tobytes(), final[b]["goal"]))
+            for b in range(len(rewards))]
+
+
+def actions_of(seed, steps):
+    """Random actions [steps,7] that belong to one world, wherever it is."""
+    space, rng = ParticleVectorEnv(1).single_action_space, np.random.default_rng(seed)
+    actions = rng.uniform(space.low, space.high, (steps, 7)).astype(np.float32)
+    actions[:, [0, 1, 6]] = actions[:, [0, 1, 6]].round()
+    return actions
+
+
+def trajectories(seeds, steps=11, **settings):
+    """{seed: its world's first observation and snapshots}, the worlds side by side in the order of `seeds`."""
+    env = ParticleVectorEnv(len(seeds), **{"max_steps": 4} | settings)
+    obs, _ = env.reset(seed=list(seeds))
+    rows = [[(image.tobytes(), text)] for image, text in zip(obs["image"], obs["goal"], strict=True)]
+    actions = np.stack([actions_of(seed, steps) for seed in seeds], 1)
+    for t in range(steps):
+        for row, seen in zip(rows, snapshot(*env.step(actions[t])), strict=True):
+            row.append(seen)
+    return dict(zip(seeds, rows, strict=True))
+
+
+# --- Gymnasium's rules ------------------------------------------------------------------------------------------
+def test_gymnasium_accepts_it():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(infinity|not within|different from the unwrapped).*")
+        check_env(gymnasium.make("FlexibleWorld/Particles-v0", render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 32)])
+def test_shapes_and_dtypes(size):
+    width, height = size
+    env = ParticleVectorEnv(5, width=width, height=height, max_steps=3)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    obs, _ = env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(8):
+        assert obs["image"].shape == (5, height, width, 3) and obs["image"].dtype == np.uint8
+        assert env.observation_space.contains(obs)
+        obs, rewards, terminated, truncated, infos = env.step(env.action_space.sample())
+        assert rewards.shape == (5,) and rewards.dtype == np.float32
+        assert terminated.shape == truncated.shape == infos["success"].shape == (5,)
+        assert terminated.dtype == truncated.dtype == infos["success"].dtype == bool
+        assert not (terminated & truncated).any() and (infos["success"] == terminated).all()
+
+
+def test_pictures_differ_and_change():
+    env = ParticleVectorEnv(4)
+    obs, _ = env.reset(seed=0)
+    later = env.step(env.expert_actions())[0]
+    assert len({image.tobytes() for image in obs["image"]}) == 4 and obs["image"].std() > 0
+    assert all((a != b).any() for a, b in zip(obs["image"], later["image"], strict=True))
+
+
+# --- the end of an episode --------------------------------------------------------------------------------------
+def test_time_limit_truncates_and_the_next_episode_begins_in_the_same_step():
+    """The same world, once with a limit of 3 and once without: final_obs is what the unlimited one shows."""
+    goals, texts = ["push(direction=left)", "cluster()"], ["go left", "gather"]
+    short, long = ParticleVectorEnv(2, max_steps=3), ParticleVectorEnv(2, max_steps=99)
+    for env in (short, long):
+        env.reset(seed=5, options={"goals": goals, "texts": texts})
+    for t in range(1, 4):
+        obs, _, terminated, truncated, infos = short.step(np.tile(NOOP, (2, 1)))
+        shown, _, _, never, _ = long.step(np.tile(NOOP, (2, 1)))
+        assert not terminated.any() and not never.any() and truncated.tolist() == [t == 3] * 2
+        assert ("final_obs" in infos) == ("episode" in infos) == (t == 3)
+    assert infos["_final_obs"].all() and infos["_episode"].all()
+    assert infos["episode"]["goal"].tolist() == goals and not infos["episode"]["success"].any()
+    for b in range(2):
+        np.testing.assert_array_equal(infos["final_obs"][b]["image"], shown["image"][b])
+        assert infos["final_obs"][b]["goal"] == texts[b]
+        assert (obs["image"][b] != shown["image"][b]).any()
+    # what came back is where the next episode goes on from
+    np.testing.assert_array_equal(obs["image"], short.worlds.sim.render())
+    assert obs["goal"] == tuple(short.worlds.texts) and (short.worlds.steps == 0).all()
+
+
+def test_success_terminates_also_at_the_time_limit():
+    """However many steps the expert needs: with exactly that limit it still is a success, not a truncation."""
+    goal = {"goals": ["heat()"]}
+    env = ParticleVectorEnv(1, max_steps=32)
+    env.reset(seed=1, options=goal)
+    needed, done = 0, False
+    while not done:
+        _, rewards, terminated, truncated, infos = env.step(env.expert_actions())
+        needed, done = needed + 1, terminated[0] or truncated[0]
+    assert terminated[0] and not truncated[0] and rewards[0] > 0.9
+    assert infos["episode"]["success"][0] and infos["episode"]["goal"][0] == "heat()"
+    for limit, success in ((needed, True), (needed - 1, False)):
+        env = ParticleVectorEnv(1, max_steps=limit)
+        env.reset(seed=1, options=goal)
+        for _ in range(limit):
+            _, _, terminated, truncated, _ = env.step(env.expert_actions())
+        assert (bool(terminated[0]), bool(truncated[0])) == (success, not success)
+
+
+def test_no_world_waits_for_another():
+    """A world that ends early goes on at once; the masks name those that ended and no others."""
+    env = ParticleVectorEnv(16, max_steps=32)
+    env.reset(seed=0)
+    steps, ends = np.zeros(16, int), 0
+    for _ in range(40):
+        _, _, terminated, truncated, infos = env.step(env.expert_actions())
+        ended, steps = terminated | truncated, steps + 1
+        assert (infos.get("_final_obs", np.zeros(16, bool)) == ended).all()
+        assert [final is not None for final in infos.get("final_obs", [None] * 16)] == ended.tolist()
+        assert (truncated <= (steps == 32)).all()
+        steps[ended], ends = 0, ends + ended.sum()
+        assert (env.worlds.steps == steps).all()
+    assert ends >= 16
+
+
+# --- determinism and independence -------------------------------------------------------------------------------
+def test_same_seed_same_trajectory_and_another_another():
+    a, b = trajectories([3, 4]), trajectories([3, 4])
+    assert a == b and a[3] != a[4]
+
+
+@pytest.mark.parametrize("others", [[7], [9, 7], [1, 2, 7, 3, 4, 5, 6, 8]])
+def test_a_world_depends_on_neither_its_place_nor_the_others(others):
+    alone = trajectories([7])[7]
+    assert any(row[4] or row[3] for row in alone[1:])            # goes through an autoreset
+    assert trajectories(others)[7] == alone
+
+
+def test_seed_as_a_number_counts_up():
+    env, listed = ParticleVectorEnv(3), ParticleVectorEnv(3)
+    a, b = env.reset(seed=10)[0], listed.reset(seed=[10, 11, 12])[0]
+    np.testing.assert_array_equal(a["image"], b["image"])
+    assert a["goal"] == b["goal"]
+
+
+def test_observations_share_no_memory():
+    env = ParticleVectorEnv(3, max_steps=3)
+    obs, _ = env.reset(seed=0)
+    images, copies = [obs["image"]], [obs["image"].copy()]
+    for t in range(7):
+        obs, *_, infos = env.step(np.stack([actions_of(b, 7)[t] for b in range(3)]))
+        new = [obs["image"]] + [final["image"] for final in infos.get("final_obs", []) if final is not None]
+        assert not any(np.shares_memory(x, y) for i, x in enumerate(new) for y in images + new[:i])
+        images, copies = images + new, copies + [image.copy() for image in new]
+    assert all((a == b).all() for a, b in zip(images, copies, strict=True))
+
+
+def test_state_goes_on_bit_for_bit():
+    """In another environment that has been elsewhere; through an autoreset, added particles and heat."""
+    settings = {"max_steps": 5}
+    env, other = (ParticleVectorEnv(4, **settings) for _ in range(2))
+    actions = np.stack([actions_of(seed, 14) for seed in range(4)], 1)
+    env.reset(seed=0)
+    for t in range(3):
+        seen = env.step(actions[t])[0]
+    kept = env.state()
+    assert all(isinstance(value, np.ndarray) or all(isinstance(v, str) for v in value) for value in kept.values())
+    first = [snapshot(*env.step(actions[t])) for t in range(3, 14)]
+    other.reset(seed=99)
+    for t in range(7):
+        other.step(actions[t])
+    obs = other.restore(kept)
+    np.testing.assert_array_equal(obs["image"], seen["image"])
+    assert obs["goal"] == seen["goal"]
+    assert [snapshot(*other.step(actions[t])) for t in range(3, 14)] == first
+    assert [snapshot(*env.step(actions[t])) for t in range(3)] is not None and env.restore(kept)["goal"] == obs["goal"]
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_the_sentence_belongs_to_the_goal_that_is_scored(split):
+    env = ParticleVectorEnv(32, max_steps=2, split=split)
+    obs, _ = env.reset(seed=0)
+    asked = set()
+    for _ in range(12):
+        assert [read_goal(text) for text in obs["goal"]] == [str(goal) for goal in env.worlds.goals]
+        asked |= set(obs["goal"])
+        goals = [str(goal) for goal in env.worlds.goals]
+        obs, _, _, truncated, infos = env.step(np.tile(NOOP, (32, 1)))
+        if truncated.any():
+            assert infos["episode"]["goal"].tolist() == goals
+    assert len(asked) > 50
+
+
+def test_only_the_goals_asked_for():
+    env = ParticleVectorEnv(16, goals=["heat()", "push(direction=up)"], max_steps=1)
+    obs, seen = env.reset(seed=0)[0], set()
+    for _ in range(3):
+        seen |= {read_goal(text) for text in obs["goal"]}
+        obs = env.step(env.noop_actions())[0]
+    assert seen == {"heat()", "push(direction=up)"}
+
+
+def test_asking_otherwise_leaves_the_world_as_it_was():
+    env = ParticleVectorEnv(64)
+    env.reset(seed=0)
+    goals, texts, expert = list(env.worlds.goals), list(env.worlds.texts), env.expert_actions()
+    asked, actions = env.ask_otherwise(np.random.default_rng(0), 0.5)
+    assert env.worlds.goals == goals and env.worlds.texts == texts
+    assert actions.shape == (64, 7) and len(asked) == 64
+    kept = np.array([read_goal(text) == str(goal) for text, goal in zip(asked, goals, strict=True)])
+    assert 24 <= kept.sum() <= 48                      # half are kept, and 1 of 16 of the others draws the same goal
+    np.testing.assert_array_equal(actions[kept], expert[kept])
+    assert (actions[~kept] != expert[~kept]).any(1).mean() > 0.9
+
+
+@pytest.mark.parametrize(("wish", "goal"), [
+    ("입자들을 왼쪽으로 이동시켜", "push(direction=left)"), ("heat them up", "heat()"),
+    ("align(axis=vertical)", "align(axis=vertical)")])
+def test_small_api(wish, goal):
+    env = GoalConditionedEnv(goal=wish, max_steps=2)
+    obs = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    assert read_goal(obs["goal"]) == goal and (obs["goal"] == wish or wish == goal)
+    obs, reward, done, info = env.step(NOOP)
+    assert isinstance(reward, float) and done is False and not info["success"] and not info["truncated"]
+    assert info["goal"] == goal and info["action_status"] == "OK"
+    _, _, done, info = env.step(NOOP)
+    assert done is True and info["truncated"] and not info["success"]
+    assert env.render().shape == (64, 64, 3) and env.render(scale=4).shape == (256, 256, 3)
+    assert read_goal(env.reset(seed=1, goal="cool()")["goal"]) == "cool()"
+    again = GoalConditionedEnv(goal=wish).reset(seed=0)
+    np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=wish).reset(seed=0)["image"])
+
+
+def test_an_unknown_sentence_can_be_acted_on_but_is_not_scored():
+    env = GoalConditionedEnv(goal="sing me a song", max_steps=6)
+    obs = env.reset(seed=0)
+    assert obs["goal"] == "sing me a song" and env.env.worlds.goals[0] is not None
+    for t in range(1, 7):       # even where the expert serves the goal that the world was set up for
+        _, reward, done, info = env.step(env.env.worlds and np.array([3, -1, 32, 32, 5, 64, 0], np.float32))
+        assert reward == 0 and not info["success"] and info["goal"] is None and done == (t == 6)
+    assert env.reset(seed=0, goal="heat()") and env.step(NOOP)[3]["goal"] == "heat()"
+
+
+def test_single_world_is_the_vectorised_one():
+    env, vector = ParticleEnv(max_steps=8), ParticleVectorEnv(1, max_steps=8)
+    obs, _ = env.reset(seed=3)
+    many, _ = vector.reset(seed=3)
+    for action in actions_of(0, 7):
+        np.testing.assert_array_equal(obs["image"], many["image"][0])
+        assert obs["goal"] == many["goal"][0]
+        obs, reward, terminated, truncated, info = env.step(action)
+        many, rewards, *_ = vector.step(action[None])
+        assert reward == rewards[0] and not truncated
+        if terminated:
+            break
+
+
+# --- any action -------------------------------------------------------------------------------------------------
+def test_no_action_breaks_it():
+    env, rng = ParticleVectorEnv(10, max_steps=16), np.random.default_rng(0)
+    env.reset(seed=0)
+    odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-38, 0, -0.5, 7.5, 1e9], np.float32)
+    seen = set()
+    for _ in range(50):
+        actions = rng.normal(0, 100, (10, 7)).astype(np.float32)
+        actions[rng.random((10, 7)) < 0.15] = rng.choice(odd)
+        actions[:5, 0] = rng.integers(0, 8, 5)
+        obs, rewards, _, _, infos = env.step(actions)
+        seen |= set(infos["action_status"].tolist())
+        assert np.isfinite(rewards).all() and (np.abs(rewards) <= 1.5).all()
+        sim = env.worlds.sim
+        assert np.isfinite(sim.position).all() and np.isfinite(sim.velocity).all()
+        assert env.observation_space.contains(obs)
+        bad = ~np.isfinite(actions).all(1)
+        assert (infos["action_status"][bad] == ActionStatus.NOT_FINITE).all()
+    assert {ActionStatus.CLIPPED, ActionStatus.NOT_FINITE} <= seen
+
+
+def test_actions_of_a_wrong_shape_are_refused():
+    env = ParticleVectorEnv(2)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"\[2,7\]"):
+        env.step(np.zeros((3, 7), np.float32))
+
+
+# --- the scripted policies --------------------------------------------------------------------------------------
+def test_the_task_can_be_done_and_not_by_doing_nothing():
+    env = ParticleVectorEnv(32)
+    seeds, goals = 1000 + np.arange(64), env.balanced_goals(64)
+    expert = run_episodes(env, lambda obs, worlds: env.expert_actions()[worlds], seeds, goals)
+    nothing = run_episodes(env, lambda obs, worlds: env.noop_actions()[worlds], seeds, goals)
+    assert expert["success"].sum() >= 61                          # 95 % of 64
+    assert nothing["success"].sum() == 0 and (nothing["length"] == 32).all()
+    assert expert["return"].mean() > 1 > nothing["return"].max()
+
+
+def test_scripted_actions_are_actions():
+    env = ParticleVectorEnv(64)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for actions in (env.expert_actions(), env.noop_actions(), env.random_actions(rng)):
+        assert actions.dtype == np.float32 and env.action_space.contains(actions)

@@ -1,0 +1,206 @@
+"""The real `main`: train, resume, stop, and every kind of bad input."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_vlm
+from models import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["vlm_tiny", "debug", "vlm.ppo_epochs=3", "eval.episodes=4", "train.threads=1"]
+
+
+def run(folder, *words):
+    return train_vlm.main([*SMALL, f"train.output_dir:={folder}", *words])
+
+
+def metrics(folder):
+    """The rows of metrics.jsonl without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def weights(path):
+    return checkpoint.load(path)[1]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(folder) == 0
+    return folder
+
+
+def test_leaves_what_it_promises(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"vlm_best.pt", "vlm_best.json", "vlm_final.pt", "vlm_state.pt", "metrics.jsonl", "curves.png",
+            "eval.json"} <= names
+    figures = json.loads((trained / "eval.json").read_text())
+    for policy in (figures["policy"]["sampled"], figures["baselines"]["expert"]):
+        assert {"k", "n", "rate", "low", "high", "per_goal"} <= policy.keys()
+    made_by = json.loads((trained / "vlm_best.json").read_text())
+    assert made_by["presets"] == ["vlm_tiny", "debug"] and made_by["seed"] == 0
+    stages = [row["stage"] for row in metrics(trained)]
+    assert stages == ["bc"] * 2 + ["ppo"] * 3
+
+
+def test_same_seed_same_run(trained, tmp_path):
+    assert run(tmp_path) == 0
+    assert metrics(tmp_path) == metrics(trained)
+    assert equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
+
+
+def test_other_seed_other_weights(trained, tmp_path):
+    assert run(tmp_path, "seed=1", "vlm.ppo_epochs=0") == 0
+    assert not equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 4])      # in behaviour cloning, between the stages, in PPO
+def test_resumed_equals_uninterrupted(trained, tmp_path, monkeypatch, units):
+    asked = []
+
+    class StopAfter(train_vlm.Interrupt):
+        def __bool__(self):
+            asked.append(0)
+            done = sum(1 for _ in (tmp_path / "metrics.jsonl").open())
+            return done >= units
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_vlm, "Interrupt", StopAfter)
+        assert run(tmp_path) == 130
+    assert len(metrics(tmp_path)) == units and not (tmp_path / "vlm_final.pt").exists()
+    assert train_vlm.main([f"train.resume={tmp_path / 'vlm_state.pt'}"]) == 0
+    assert metrics(tmp_path) == metrics(trained)
+    assert equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
+
+
+def test_ctrl_c_saves_a_state(tmp_path):
+    """A real process, a real signal."""
+    process = subprocess.Popen([sys.executable, "train_vlm.py", *SMALL, "vlm.ppo_epochs=500", "eval.every=0",
+                                f"train.output_dir:={tmp_path}"], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    log = tmp_path / "metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and log.read_text().count('"ppo"') >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "train.resume" in out
+    meta, _, state = checkpoint.load(tmp_path / "vlm_state.pt")
+    assert meta["at"]["stage"] == "ppo" and meta["at"]["unit"] >= 2 and state is not None
+
+
+def test_second_run_keeps_the_first(trained, tmp_path):
+    assert run(tmp_path, "vlm.ppo_epochs=0") == 0
+    first = (tmp_path / "metrics.jsonl").read_text()
+    assert run(tmp_path, "vlm.ppo_epochs=0", "seed=3") == 0
+    [older] = (tmp_path / "older").iterdir()
+    assert (older / "metrics.jsonl").read_text() == first
+    assert (older / "vlm_best.pt").exists()
+
+
+def bad(capsys, *words, says):
+    assert train_vlm.main(list(words)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(err) == 1 and re.search(says, err[0]), err
+
+
+def test_bad_input(capsys, tmp_path, trained):
+    here = f"train.output_dir:={tmp_path / 'out'}"
+    bad(capsys, *SMALL, here, "env.goals=['jump()']", says="unknown goal 'jump'")
+    bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*vlm_tiny")
+    bad(capsys, *SMALL, "train.output_dir:=/proc/nowhere", says="cannot write")
+    bad(capsys, f"train.resume={tmp_path}/none.pt", says="no checkpoint")
+    bad(capsys, f"train.resume={trained}/vlm_best.pt", says="vlm_state.pt")
+    bad(capsys, f"train.resume={trained}/vlm_state.pt", "vlm_full", says="keeps its presets")
+    for words in (["vlm_tinny"], ["vlm_tiny", "train.lrr=1"], ["vlm_tiny", "train.lr=fast"]):
+        with pytest.raises(SystemExit) as stop:
+            train_vlm.main(words)
+        assert stop.value.code == 2
+    assert not (tmp_path / "out" / "vlm_state.pt").exists()
+
+
+def test_two_runs_in_one_folder_at_once(capsys, tmp_path):
+    with train_vlm.claim(tmp_path, keep=False):
+        bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", says="another run is writing")
+
+
+def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
+    honest = train_vlm.ppo_loss
+
+    def poisoned(*arguments, **settings):
+        loss, row = honest(*arguments, **settings)
+        return loss * float("nan"), row
+
+    monkeypatch.setattr(train_vlm, "ppo_loss", poisoned)
+    bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0", says="ppo unit 0.*train.lr")
+    assert checkpoint.load(tmp_path / "vlm_state.pt")[0]["at"]["stage"] == "ppo"
+
+
+def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
+    """What the config says of PPO arrives at ppo_loss."""
+    seen = []
+    honest = train_vlm.ppo_loss
+
+    def spy(*arguments, **settings):
+        seen.append(settings)
+        return honest(*arguments, **settings)
+
+    monkeypatch.setattr(train_vlm, "ppo_loss", spy)
+    assert run(tmp_path, "rl.entropy_coef=0.5", "rl.clip_ratio=0.3", "rl.value_coef=0.25", "vlm.bc_epochs=0",
+               "vlm.ppo_epochs=1") == 0
+    assert seen[0] == {"clip_ratio": 0.3, "value_coef": 0.25, "entropy_coef": 0.5}
+
+
+def test_notebook_example(trained):
+    """The example of the README, as it stands but for the path and the number of steps."""
+    from PIL import Image
+
+    from simulator.goal_env import GoalConditionedEnv
+    from train_vlm import VLMPolicy
+
+    env = GoalConditionedEnv(width=64, height=64)
+    model = VLMPolicy.from_checkpoint(trained / "vlm_best.pt")
+    obs = env.reset()
+    goal = "입자들을 왼쪽으로 이동시켜"
+    for _ in range(5):
+        image = Image.fromarray(env.render())
+        action, _, _ = model.sample_action([image], [goal])
+        obs, reward, done, info = env.step(action[0].numpy())
+        if done:
+            break
+    assert set(obs) == {"image", "goal"} and isinstance(reward, float) and "success" in info
+
+
+def test_inference_writes_a_gif(trained, tmp_path, capsys):
+    from PIL import Image
+
+    import inference
+    gif = tmp_path / "a.gif"
+    assert inference.main(["--goal", "입자들을 왼쪽으로 이동시켜", "--model", str(trained / "vlm_best.pt"), "--steps", "3",
+                           "--output", str(gif)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"(not )?reached in \d steps", out) and "decisions per second" in out
+    assert Image.open(gif).n_frames >= 2
+    assert inference.main(["--goal", "sing me a song", "--model", str(trained / "vlm_best.pt"), "--steps", "2",
+                           "--sample", "--output", str(gif)]) == 0
+    assert "not scored" in capsys.readouterr().out
+
+
+def test_wandb_offline(tmp_path):
+    assert run(tmp_path, "log.wandb:=offline", "vlm.ppo_epochs=1", "vlm.bc_epochs=0") == 0
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
