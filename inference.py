@@ -62,6 +62,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.goal.strip():
         return fail("--goal is empty: say what to do, as in --goal \"move the particles left\"")
+    if not args.goal.isprintable() or any(0xD800 <= ord(character) < 0xE000 for character in args.goal):
+        return fail("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
     if args.seed < 0 or (args.steps is not None and args.steps < 1):
         return fail("--seed takes a whole number from 0 up and --steps one from 1 up")
     folder = args.output.parent
@@ -88,7 +90,8 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     goal = " ".join(args.goal.split())
     read = read_goal(goal)
-    print(f"model {model}, goal \"{goal}\", " + (f"scored as {read}" if read else "not scored: no known goal recognised"))
+    scored = f"scored as {read}" if read else "not scored: no known goal recognised"
+    print(f"model {model}, goal \"{goal}\", {scored}")
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     frames = [draw_frame(env.render(), goal, "start")]
     deciding, done, k = 0.0, False, 0
@@ -105,7 +108,7 @@ def main(argv=None):
         words = Action.from_vector(action).describe()
         print(f"{k:3d}  {words}" + ("" if info["action_status"] == "OK" else f"  [{info['action_status'].lower()}]"))
         frames.append(draw_frame(env.render(), goal, f"{k}: {words}"))
-    outcome = "not scored" if read is None else f"reached in {k} steps" if info["success"] else f"not reached in {k} steps"
+    outcome = f"{'reached' if info['success'] else 'not reached'} in {k} steps" if read else "not scored"
     frames[-1] = draw_frame(env.render(), goal, f"{k}: {words}: {outcome}")
     try:
         save_gif(frames, args.output)

@@ -7,8 +7,8 @@
 
 The loop is five verbs: collect, estimate, update, log, save. Behaviour cloning is the same loop with the expert's
 demonstrations in the place of collect and estimate. Where it departs from textbook PPO: the first iterations train
-only the value head (a cloned policy has no critic yet), the value head does not send gradients into the backbone
-when `rl.detach_critic`, and an update ends early when the KL estimate passes a target.
+only the value head (a cloned policy has no critic yet), the value head sends no gradients into the backbone, and
+an update ends early when the KL estimate passes a target.
 
 Every unit of work (a chunk of demonstrations, a PPO iteration) seeds its random numbers from (seed, stage, unit),
 so a resumed run is the same run, and needs no random state but the worlds' own.
@@ -20,6 +20,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -154,7 +155,8 @@ def claim(folder, keep):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another run is writing to {folder}: wait for it, or give train.output_dir:=OTHER") from None
+            raise UserError(f"another run is writing to {folder}: wait for it, "
+                            "or give train.output_dir:=OTHER") from None
         earlier = [folder / name for name in (STATE, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json",
                                               "vlm_best.json", "vlm_final.json", "rollout.gif", "vlm_tiny_base")]
         earlier = [path for path in earlier if path.exists()]
@@ -364,7 +366,7 @@ def _train(config, folder, resume):
 
 
 def new_optimizer(policy, config):
-    groups = [{"params": parameters, "name": name} for name, parameters in policy.parameter_groups().items() if parameters]
+    groups = [{"params": group, "name": name} for name, group in policy.parameter_groups().items() if group]
     return torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
 
 
@@ -380,7 +382,9 @@ class Interrupt:
 
     def __init__(self):
         self.asked = False
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)} if _main_thread() else {}
+        main_thread = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+        self.before = {number: signal.signal(number, self._ask) for number in signals}
 
     def _ask(self, number, frame):
         if self.asked:
@@ -396,11 +400,6 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def _main_thread():
-    import threading
-    return threading.current_thread() is threading.main_thread()
-
-
 def report(config, folder):
     """Evaluates the best checkpoint beside the baselines on the fixed episodes; prints the table, writes eval.json."""
     policy = VLMPolicy.from_checkpoint(folder / BEST, pick_device(config.device))
@@ -413,7 +412,8 @@ def report(config, folder):
 
 def read_config(argv):
     """-> the config, and what checkpoint.load gave for `train.resume` (or None)."""
-    paths = [word.partition("=")[2].strip("'\"") for word in argv if word.partition("=")[0].rstrip(":") == "train.resume"]
+    pairs = [word.partition("=") for word in argv]
+    paths = [path.strip("'\"") for key, _, path in pairs if key.rstrip(":") == "train.resume"]
     if not paths:
         return configuration.main_config(argv), None
     resume = checkpoint.load(paths[-1])

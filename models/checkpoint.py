@@ -2,10 +2,10 @@
 
 `meta` is a JSON string that says what made the weights; the same JSON lies beside the file for people to read.
 """
+import contextlib
 import json
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -17,22 +17,28 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line for the person who named it."""
 
 
+@contextlib.contextmanager
+def _replacing(path):
+    """A temporary name to write to; what is there at the end takes the place of `path`, and nothing is left behind."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save(path, meta, weights, state=None):
     """Writes atomically (a killed save leaves the old file). `state`: tensors and plain data to resume from."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "weights": weights}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with _replacing(path) as temporary:
         torch.save(content | ({"state": state} if state is not None else {}), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     if state is None:
         readable = {key: value for key, value in meta.items() if key != "architecture"}
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(readable, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path.with_suffix(".json"))
+        with _replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(readable, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path):
@@ -46,8 +52,12 @@ def load(path):
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path} holds more than tensors and plain data, or is damaged; it was not executed. "
                               "Use a .pt file that train_vlm.py wrote") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({str(error).splitlines()[0][:80]})") from None
+    except Exception as error:     # damaged bytes lead torch's reader to nearly any exception; it executes none of them
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise CheckpointError(f"{path} is damaged or cut short ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a FlexibleWorld checkpoint (format {FORMAT!r})")
-    return json.loads(content["meta"]), content["weights"], content.get("state")
+    try:
+        return json.loads(content["meta"]), content["weights"], content.get("state")
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is damaged: it lacks its weights or its description") from None

@@ -85,8 +85,9 @@ class VLMPolicy(nn.Module):
 
     # --- checkpoints ------------------------------------------------------------------------------------------
     def trainable_state(self):
-        """The weights that training changes: all of them, or adapters and heads where the base is frozen."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """What a checkpoint must hold: the weights that training changes, and the base's too if it is nowhere else."""
+        own_base = getattr(self.backbone, "files", None)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad or own_base}
         return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items() if name in trained}
 
     def parameter_groups(self):
@@ -121,7 +122,12 @@ class VLMPolicy(nn.Module):
         meta, weights, _ = load(path)
         if "architecture" not in meta:
             raise CheckpointError(f"{path} does not say which policy it holds; use a file that train_vlm.py wrote")
-        policy = cls.from_architecture(meta["architecture"])
+        try:
+            policy = cls.from_architecture(meta["architecture"])
+        except OSError as error:
+            base = meta["architecture"]["base"]
+            raise CheckpointError(f"{path} needs its base model {base!r}, which cannot be loaded "
+                                  f"({str(error).splitlines()[0]})") from None
         policy.load_weights(weights, path)
         policy.meta = meta
         return policy.to(device).eval()

@@ -1,9 +1,9 @@
 """How fast it is, as ratios to a named reference in the same run.
 
-    python scripts/benchmark.py simulator [--json out.json]
+    python scripts/benchmark.py simulator|policy|ppo [--json out.json]
 
-simulator: steps per second of a batch of particle worlds with everything on, without and with pictures,
-against a plain Python loop over particles (tests/reference_simulator.py); what a particle costs in a large world.
+simulator: steps per second of a batch of particle worlds with everything on, without and with pictures; the
+same as a plain Python loop over particles (tests/reference_simulator.py); what a particle costs in a large world.
 """
 import argparse
 import json
@@ -44,10 +44,10 @@ def fill(sim, n, rng, largest=3.0):
 
 
 def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
-    import numba
     from reference_simulator import ReferenceWorld
 
     from simulator.core import ParticleSimulator
+    from simulator.kernels import THREADS
 
     rng = np.random.default_rng(0)
     sim = ParticleSimulator(batch, max_particles=50)
@@ -84,7 +84,110 @@ def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
             "cost_per_particle_256_us": per_particle[256],
             "cost_per_particle_10000_us": per_particle[10_000],
             "large_world_ratio": per_particle[10_000] / per_particle[256],
-            "worlds": batch, "particles": n, "threads": numba.get_num_threads()}
+            "worlds": batch, "particles": n, "threads": THREADS}
+
+
+def straightforward(folder, policy):
+    """What a first implementation does: the official image processor, one picture at a time, all logits of the
+    vocabulary; then the same heads. -> act(image, goal) with the same weights."""
+    import torch
+    from transformers import AutoImageProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
+    model.model = policy.backbone.vlm
+    model.tie_weights()
+    backbone = policy.backbone
+
+    def forward(image, goal):
+        pixels = processor(images=[image], return_tensors="pt")
+        before, after = backbone.prompt(goal)
+        t, h, w = (int(v) for v in pixels["image_grid_thw"][0])
+        merge = model.config.vision_config.spatial_merge_size
+        count = t * h * w // merge**2
+        token = model.config.image_token_id
+        ids = torch.tensor([[*before, *[token] * count, *after]])
+        out = model(input_ids=ids, **pixels, mm_token_type_ids=(ids == token).int(),
+                    attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        hidden = out.hidden_states[-1]
+        last, seen = hidden[:, -1], hidden[:, len(before):len(before) + count]
+        centres = backbone.centres(h // merge, w // merge, hidden.device)
+        return policy.value_head(last.detach()), policy.action_head(last, seen, centres)
+
+    return forward
+
+
+def tiny_policy():
+    """vlm_tiny with fresh weights, its folder, and 64 pictures with sentences."""
+    import tempfile
+
+    import torch
+
+    from config import load
+    from simulator.goal_env import make_env
+    from train_vlm import build_policy
+    config = load(["vlm_tiny"])
+    folder = Path(tempfile.mkdtemp())
+    env = make_env(config, num_envs=64)
+    policy = build_policy(config, env.single_action_space, folder).eval()
+    obs, _ = env.reset(seed=0)
+    with torch.no_grad():
+        actions = policy.act(obs)[0]
+    return policy, folder / "vlm_tiny_base", obs, actions
+
+
+def benchmark_policy(repeats=15):
+    """Decisions per second on one core: one picture at a time, 64 at a time, and the straightforward way."""
+    import torch
+
+    torch.set_num_threads(1)
+    policy, folder, obs, _ = tiny_policy()
+    reference = straightforward(folder, policy)
+    one = lambda: [policy.sample_action(obs["image"][i:i + 1], obs["goal"][i:i + 1]) for i in range(16)]
+    plain = lambda: [reference(obs["image"][i], obs["goal"][i])[1].sample() for i in range(16)]
+    nothing = lambda: None
+    with torch.no_grad():
+        rates = {"decisions_per_s": 16 / seconds(one, nothing, repeats),
+                 "decisions_per_s_batch_64": 64 / seconds(lambda: policy.act(obs), nothing, repeats),
+                 "reference_decisions_per_s": 16 / seconds(plain, nothing, repeats)}
+    rates["speedup"] = rates["decisions_per_s"] / rates["reference_decisions_per_s"]
+    rates["speedup_batch_64"] = rates["decisions_per_s_batch_64"] / rates["reference_decisions_per_s"]
+    return rates | {"threads": 1}
+
+
+def benchmark_ppo(repeats=7):
+    """Training samples per second of a PPO update on one core: minibatches of 64, and one sample at a time the
+    straightforward way."""
+    import torch
+
+    from models.losses import ppo_loss
+
+    torch.set_num_threads(1)
+    policy, folder, obs, actions = tiny_policy()
+    reference = straightforward(folder, policy)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+
+    def update(log_probs, entropy, values):
+        loss, _ = ppo_loss(log_probs, log_probs.detach(), torch.ones_like(values), values, torch.zeros_like(values),
+                           entropy, clip_ratio=0.2, value_coef=0.5, entropy_coef=0.01)
+        loss.backward()
+
+    def batched():
+        optimizer.zero_grad()
+        update(*policy.evaluate_actions(obs, actions))
+        optimizer.step()
+
+    def one_by_one():
+        optimizer.zero_grad()
+        for i in range(16):
+            value, distribution = reference(obs["image"][i], obs["goal"][i])
+            update(distribution.log_prob(actions[i:i + 1]), distribution.entropy(), value)
+        optimizer.step()
+
+    nothing = lambda: None
+    rates = {"samples_per_s": 64 / seconds(batched, nothing, repeats),
+             "reference_samples_per_s": 16 / seconds(one_by_one, nothing, repeats)}
+    return rates | {"speedup": rates["samples_per_s"] / rates["reference_samples_per_s"], "threads": 1}
 
 
 def main(argv=None):
@@ -101,7 +204,7 @@ def main(argv=None):
         arguments.json.write_text(json.dumps(results | machine, indent=2) + "\n")
 
 
-BENCHMARKS = {"simulator": benchmark_simulator}
+BENCHMARKS = {"simulator": benchmark_simulator, "policy": benchmark_policy, "ppo": benchmark_ppo}
 
 if __name__ == "__main__":
     main()

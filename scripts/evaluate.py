@@ -23,7 +23,8 @@ def main(argv=None):
     fail = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
     if args.episodes < 1 or args.seed < 0:
         return fail("--episodes takes a whole number from 1 up and --seed one from 0 up")
-    if args.json and not (args.json.absolute().parent.is_dir() and os.access(args.json.absolute().parent, os.W_OK)):
+    folder = args.json and args.json.absolute().parent
+    if args.json and (args.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
 
     import config
@@ -33,8 +34,10 @@ def main(argv=None):
     from simulator.goal_env import make_env
     try:
         policy = VLMPolicy.from_checkpoint(args.model)
+        if "config" not in policy.meta:
+            return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
         settings = config.from_dict(policy.meta["config"])
-    except (CheckpointError, config.ConfigError, KeyError) as error:
+    except (CheckpointError, config.ConfigError) as error:
         return fail(error)
     env = make_env(settings, num_envs=min(128, args.episodes), split=SPLITS[args.split])
     figures = {"split": args.split} | evaluate_policy(env, policy, args.episodes, args.seed)

@@ -95,7 +95,8 @@ class ParticleSimulator:
     def step(self, field=None, worlds=None):
         """Advances all worlds (or the named ones) by dt. `field` float64 [B,4]: x, y, strength, radius of a
         repulsion that acts during this step; strength 0 is none."""
-        worlds, field = self._everyone if worlds is None else worlds, self._calm if field is None else field
+        worlds = self._everyone if worlds is None else np.asarray(worlds)
+        field = self._calm if field is None else field
         kernels.step(worlds, self._state(), field, self._settings, self._size, self._large)
 
     def _state(self):

@@ -1,5 +1,6 @@
 """Success as k of n episodes with fixed seeds and a 95 % Wilson interval, and the tables that show it."""
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ def share(k, n):
     return {"k": int(k), "n": int(n), "rate": k / n if n else 0.0, "low": low, "high": high}
 
 
+def _rows(rows, leaf):
+    return leaf[rows] if isinstance(leaf, np.ndarray) else tuple(leaf[i] for i in rows)
+
+
 def run_episodes(env, act, seeds, goals=None, texts=None):
     """One episode for each seed -> {"success" bool [n], "length" int [n], "return" [n], "goal" [n] strings}.
 
@@ -39,9 +44,7 @@ def run_episodes(env, act, seeds, goals=None, texts=None):
         running = np.arange(min(e, n - first))
         actions = np.zeros(env.action_space.shape, env.action_space.dtype)
         while len(running):
-            seen = tree_map(lambda leaf: leaf[running] if isinstance(leaf, np.ndarray)
-                            else tuple(leaf[i] for i in running), obs)                   # noqa: B023
-            actions[running] = act(seen, running)
+            actions[running] = act(tree_map(partial(_rows, running), obs), running)
             obs, rewards, terminated, truncated, infos = env.step(actions)
             result["length"][first + running] += 1
             result["return"][first + running] += rewards[running]
@@ -91,7 +94,7 @@ def step_ratio(a, b):
 
 def evaluate_policy(env, policy, episodes, seed):
     """Everything a report needs, as plain data: `policy` (deterministic, sampled) and `baselines` (no-op, random,
-    expert) on the same episodes, and the steps of the deterministic policy to those of the expert where both succeed."""
+    expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
     results = run_all(env, policy, episodes, seed)
     figures = {name: summary(result) for name, result in results.items()}
     return {"episodes": episodes, "seed": seed,
@@ -112,5 +115,6 @@ def show(figures):
               row("95 % interval", [f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]" for c in columns.values()]),
               row("k of n", [f"{c['k']} of {c['n']}" for c in columns.values()])]
     if figures["steps_policy_to_expert"] is not None:
-        lines.append(f"steps to the goal, policy to expert, where both reach it: {figures['steps_policy_to_expert']:.2f}")
+        ratio = figures["steps_policy_to_expert"]
+        lines.append(f"steps to the goal, policy to expert, where both reach it: {ratio:.2f}")
     return "\n".join(lines)

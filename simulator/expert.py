@@ -35,7 +35,8 @@ def wanted_velocity(goal, position, now, start, size):
         case "move_to":
             target = np.array(REGIONS[goal.argument]) * size
             step = (target - now.centroid)[:, None]
-            want = step / 8 * np.minimum(1, 8 * SPEED / np.linalg.norm(step, axis=-1, keepdims=True)) + towards(centroid, 20)
+            slow = np.minimum(1, 8 * SPEED / np.linalg.norm(step, axis=-1, keepdims=True))
+            want = step / 8 * slow + towards(centroid, 20)
         case "align":
             along = AXES[goal.argument]
             want = towards(centroid, 8)
@@ -91,12 +92,14 @@ def expert_actions(worlds):
         b = np.flatnonzero([g == goal for g in worlds.goals])
         now, start = worlds.now[b], worlds.start[b]
         if goal.kind in ("heat", "cool"):
-            kind, point, strength, reach = ActionType.APPLY_HEAT, now.centroid, 2.0 if goal.kind == "heat" else -2.0, REACH
+            kind, point, reach = ActionType.APPLY_HEAT, now.centroid, REACH
+            strength = 2.0 if goal.kind == "heat" else -2.0
         else:
             position, velocity = sim.position[b, :n], sim.velocity[b, :n]
             points, sign, reach = points_and_sign(goal, now, start, size)
             want = wanted_velocity(goal, position, now, start, size)
-            point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], np.clip(points, 0, size), sign, reach)
+            points = np.clip(points, 0, size)
+            point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], points, sign, reach)
             kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
         actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, reach
     return actions
@@ -105,7 +108,7 @@ def expert_actions(worlds):
 def noop_actions(worlds):
     """Actions [B,7] that do nothing."""
     actions = np.zeros((len(worlds.goals), 7), np.float32)
-    actions[:, 1] = -1
+    actions[:, 1], actions[:, 5] = -1, 1
     return actions
 
 

@@ -152,6 +152,7 @@ class ParticleVectorEnv(VectorEnv):
     def __init__(self, num_envs, render_mode=None, **settings):
         self.num_envs, self.render_mode = num_envs, render_mode
         self.worlds = Worlds(num_envs, **settings)
+        self._seeds = np.random.default_rng()
         self.single_observation_space, self.single_action_space = _spaces(self.worlds)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -160,8 +161,10 @@ class ParticleVectorEnv(VectorEnv):
         return {"image": self.worlds.sim.render(), "goal": tuple(self.worlds.texts)}
 
     def reset(self, *, seed=None, options=None):
-        if seed is None:
-            seed = int(np.random.default_rng().integers(2**31))
+        if seed is None:        # Gymnasium's convention: go on from the last seed
+            seed = int(self._seeds.integers(2**31))
+        else:
+            self._seeds = np.random.default_rng(seed)
         seeds = seed + np.arange(self.num_envs) if isinstance(seed, int | np.integer) else np.asarray(seed)
         self.worlds.seeds[:], self.worlds.episode[:] = seeds, 0
         goals = [g and G.Goal.parse(str(g)) for g in (options or {}).get("goals", [None] * self.num_envs)]
@@ -201,7 +204,8 @@ class ParticleVectorEnv(VectorEnv):
         worlds = self.worlds
         goals, texts = worlds.goals, worlds.texts
         other = rng.random(self.num_envs) < share
-        worlds.goals = [worlds.choices[rng.integers(len(worlds.choices))] if o else g for g, o in zip(goals, other, strict=True)]
+        worlds.goals = [worlds.choices[rng.integers(len(worlds.choices))] if change else goal
+                        for goal, change in zip(goals, other, strict=True)]
         known = [worlds.sentences[str(goal)] for goal in worlds.goals]
         asked, actions = tuple(k[rng.integers(len(k))] for k in known), self.expert_actions()
         worlds.goals, worlds.texts = goals, texts
@@ -234,6 +238,7 @@ class ParticleEnv(gymnasium.Env):
         self.render_mode, self.render_scale = render_mode, render_scale
         self.worlds = Worlds(1, **settings)
         self.observation_space, self.action_space = _spaces(self.worlds)
+        self.scored = True
 
     def _observe(self):
         return {"image": self.worlds.sim.render()[0], "goal": self.worlds.texts[0]}

@@ -4,20 +4,20 @@ A goal is written as in `push(direction=left)`, `cluster()`, `spread()`, `heat()
 `move_to(region=top_left)`, `align(axis=horizontal)`; `Goal.parse(str(goal)) == goal`.
 
 Everything is measured on the particles that were there when the episode started, and success is measured against
-that start. Lengths are shares of the world's width W (64 px by default).
+that start. Lengths are shares of the world's shorter side W (64 px by default).
 
-| goal    | progress (its growth is rewarded)          | reached when                                               | reward per step      |
-|---------|--------------------------------------------|------------------------------------------------------------|----------------------|
-| push    | way of the centroid along the direction    | 0.22 W along it, and at most 0.08 W to either side         | 0.05 per px, +-0.5   |
-| cluster | minus the spread                           | spread at most 0.6 of that at the start                    | 0.05 per px, +-0.3   |
-| spread  | spread                                     | spread at least twice that at the start                    | 0.05 per px, +-0.3   |
-| heat    | mean temperature                           | 3 warmer than at the start                                 | 0.1 per unit, +-0.3  |
-| cool    | minus the mean temperature                 | at most a quarter of that at the start                     | 0.1 per unit, +-0.3  |
-| vibrate | speed (itself rewarded, not its growth)    | speed at least 2 px/step, with the centroid within 0.1 W   | 0.01 per px/step, 0.3|
-|         |                                            | of the start and the spread at most 1.5 times that then    |                      |
-| move_to | minus the centroid's distance from a point | centroid within 0.06 W of the centre, or within 0.1 W of a | 0.05 per px, +-0.3   |
-|         |                                            | point 0.22 W from both walls of the corner                 |                      |
-| align   | minus the extent across the line           | at most 0.07 W across, and twice as far along              | 0.05 per px, +-0.3   |
+| goal    | progress (its growth is rewarded)       | reached when                                 | reward (a step)   |
+|---------|-----------------------------------------|----------------------------------------------|-------------------|
+| push    | way of the centroid in the direction    | 0.22 W that way, at most 0.08 W to each side | 0.05/px, +-0.5    |
+| cluster | minus the spread                        | spread at most 0.6 of that at the start      | 0.05/px, +-0.3    |
+| spread  | spread                                  | spread at least twice that at the start      | 0.05/px, +-0.3    |
+| heat    | mean temperature                        | 3 warmer than at the start                   | 0.1/unit, +-0.3   |
+| cool    | minus the mean temperature              | at most a quarter of that at the start       | 0.1/unit, +-0.3   |
+| vibrate | speed (itself rewarded, not its growth) | speed at least 2 px/step, centroid within    | 0.01/(px/step),   |
+|         |                                         | 0.1 W, the spread within 1.5 times its start | up to 0.3         |
+| move_to | minus the centroid's way to a point     | within 0.06 W of the centre, or 0.1 W of a   | 0.05/px, +-0.3    |
+|         |                                         | point 0.22 W from both walls of the corner   |                   |
+| align   | minus the extent across the line        | at most 0.07 W across, twice as far along    | 0.05/px, +-0.3    |
 
 Reaching the goal adds 1. Spread: root mean square distance from the centroid. Speed: root mean square velocity
 relative to the centroid's. Extent: standard deviation of one coordinate. The reward for vibrating is small on
@@ -26,6 +26,8 @@ purpose: a larger one would pay more for shaking just under the threshold for ev
 from dataclasses import dataclass
 
 import numpy as np
+
+from simulator.kernels import MAX_RADIUS, MIN_RADIUS
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}   # y points down
 REGIONS = {"center": (0.5, 0.5), "top_left": (0.22, 0.22), "top_right": (0.78, 0.22),
@@ -37,6 +39,7 @@ ARGUMENTS = {"push": ("direction", DIRECTIONS), "cluster": None, "spread": None,
 REWARD = {"push": (0.05, 0.5), "cluster": (0.05, 0.3), "spread": (0.05, 0.3), "heat": (0.1, 0.3), "cool": (0.1, 0.3),
           "vibrate": (0.01, 0.3), "move_to": (0.05, 0.3), "align": (0.05, 0.3)}
 SUCCESS_REWARD = 1.0
+TRIES = 1000     # draws of a start state before the world is held to be too small or too full for the goal
 
 
 class GoalError(ValueError):
@@ -72,7 +75,8 @@ class Goal:
         return cls(kind, value or None)
 
 
-GOALS = tuple(Goal(kind, value) for kind, argument in ARGUMENTS.items() for value in (argument[1] if argument else [None]))
+GOALS = tuple(Goal(kind, value) for kind, argument in ARGUMENTS.items()
+              for value in (argument[1] if argument else [None]))
 
 
 @dataclass
@@ -129,7 +133,7 @@ def progress(goal, now, start, size):
 
 def target(goal, start, size):
     """The progress at which the goal's main condition holds, [B] or a number."""
-    width = size[0]
+    width = min(size)
     match goal.kind:
         case "push":
             return 0.22 * width
@@ -151,7 +155,7 @@ def target(goal, start, size):
 
 def reached(goal, now, start, size):
     """Whether the goal is reached, bool [B]."""
-    done, width = progress(goal, now, start, size), size[0]
+    done, width = progress(goal, now, start, size), min(size)
     main = done >= target(goal, start, size)
     moved = now.centroid - start.centroid
     match goal.kind:
@@ -182,11 +186,11 @@ def start_state(goal, rng, size, n):
     -> position [n,2], velocity [n,2], radius, mass, charge, temperature, conductivity [n]. Particles are at rest and
     do not overlap; most starts are a loose group somewhere in the world.
     """
-    radius = rng.uniform(1.5, 3.0, n) * size[0] / 64
+    radius = np.clip(rng.uniform(1.5, 3.0, n) * min(size) / 64, MIN_RADIUS, MAX_RADIUS)
     temperature = rng.uniform(3.0, 6.0, n) if goal.kind == "cool" else rng.uniform(0.0, 1.0, n)
     extent = rng.uniform(0.07, 0.09) if goal.kind == "spread" else rng.uniform(0.12, 0.2)   # share of the world
     margin = 0.08
-    while True:
+    for _ in range(TRIES):
         middle = rng.uniform(0.2, 0.8, 2)
         if goal.kind == "push":   # leave room to go, and do not start at the wall
             middle = np.clip(middle - 0.5 * np.array(DIRECTIONS[goal.argument]) * rng.uniform(0.3, 0.6), 0.2, 0.8)
@@ -197,16 +201,19 @@ def start_state(goal, rng, size, n):
         to_go = None
         if goal.kind == "move_to":
             to_go = np.linalg.norm(position.mean(0) - np.array(REGIONS[goal.argument]) * size)
-        if (spread > 0.06 * size[0]
-                and (goal.kind != "cluster" or spread > 0.18 * size[0])
-                and (goal.kind != "spread" or spread < 0.16 * size[0])
+        if (spread > 0.06 * min(size)
+                and (goal.kind != "cluster" or spread > 0.18 * min(size))
+                and (goal.kind != "spread" or spread < 0.16 * min(size))
                 and (goal.kind != "align"
-                     or across[AXES[goal.argument]] > across[1 - AXES[goal.argument]] > 0.12 * size[0])
-                and (to_go is None or to_go > (0.2 if goal.argument == "center" else 0.3) * size[0])):
+                     or across[AXES[goal.argument]] > across[1 - AXES[goal.argument]] > 0.12 * min(size))
+                and (to_go is None or to_go > (0.2 if goal.argument == "center" else 0.3) * min(size))):
             break
+    else:
+        raise GoalError(f"no start for {goal} found in a world of {size[0]:.0f}x{size[1]:.0f} with {n} particles: "
+                        "give fewer particles, at least two, or a squarer world")
     # most particles carry some charge, a few none
     charge = rng.uniform(-0.6, 0.6, n) * (rng.random(n) < 0.75)
-    return position, np.zeros((n, 2)), radius, (radius * 64 / size[0] / 2) ** 2, charge, temperature, np.full(n, 0.1)
+    return position, np.zeros((n, 2)), radius, (radius * 64 / min(size) / 2) ** 2, charge, temperature, np.full(n, 0.1)
 
 
 def _apart(position, radius, rng, size):
@@ -216,5 +223,5 @@ def _apart(position, radius, rng, size):
             gap = np.linalg.norm(position[:i] - position[i], axis=1) - radius[:i] - radius[i]
             if (gap > 0.5).all():
                 break
-            position[i] = np.clip(position[i] + rng.normal(0, 0.06 * size[0], 2), radius[i] + 1, size - radius[i] - 1)
+            position[i] = np.clip(position[i] + rng.normal(0, 0.06 * min(size), 2), radius[i] + 1, size - radius[i] - 1)
     return position

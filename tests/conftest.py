@@ -7,6 +7,7 @@ from models.heads import ActionSpec
 from models.vlm_policy import VLMPolicy
 from simulator.goal_env import action_space, sentences_by_goal
 
+torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy, more threads are up to 60 times slower
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 

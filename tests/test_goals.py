@@ -1,4 +1,6 @@
 """Goals: their notation, the states just inside and outside of `reached`, rewards worked by hand, fair starts."""
+import signal
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,8 @@ def test_all_goals():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("fly()", "unknown goal 'fly': goals are push, cluster"), ("", "cannot read the goal ''"),
-    ("cluster", "write it like push"), ("cluster(", "cannot read"), ("push()", "direction= one of left, right, up, down"),
+    ("cluster", "write it like push"), ("cluster(", "cannot read"),
+    ("push()", "direction= one of left, right, up, down"),
     ("push(direction=north)", "not 'north'"), ("push(region=left)", "no argument 'region'"),
     ("push(left)", "no argument 'left'"), ("cluster(axis=1)", "no argument 'axis'"),
     ("align(axis=diagonal)", "horizontal, vertical"), ("move_to(region=)", "region= one of center"),
@@ -105,7 +108,8 @@ def test_every_goal_has_an_edge_above():
 
 # --- rewards ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("goal", "before", "now", "wanted"), [
-    ("push(direction=left)", {}, {"centroid": (30, 32)}, 0.05 * 2), ("push(direction=left)", {}, {"centroid": (34, 32)}, -0.1),
+    ("push(direction=left)", {}, {"centroid": (30, 32)}, 0.05 * 2),
+    ("push(direction=left)", {}, {"centroid": (34, 32)}, -0.1),
     ("push(direction=up)", {}, {"centroid": (32, 31)}, 0.05), ("push(direction=left)", {}, {"centroid": (21, 32)}, 0.5),
     ("push(direction=down)", {"centroid": (32, 40)}, {"centroid": (32, 44)}, 0.05 * 4),
     ("cluster()", {}, {"extent": (4.8, 6.4)}, 0.05 * 2), ("cluster()", {}, {"extent": (6.6, 8.8)}, -0.05),
@@ -193,16 +197,31 @@ def test_starts_are_fair(goal, side):
         assert (velocity == 0).all() and (mass > 0).all() and (temperature >= 0).all() and (np.abs(charge) <= 5).all()
         offset = position - position.mean(0)
         extent = offset.std(0)[None]
-        now = Summary(position.mean(0)[None], extent, np.sqrt((extent**2).sum(-1)), np.zeros(1), temperature.mean()[None])
+        now = Summary(position.mean(0)[None], extent, np.sqrt((extent**2).sum(-1)), np.zeros(1),
+                      temperature.mean()[None])
         assert not G.reached(goal, now, now, size)[0]
         centroids.append(tuple(position.mean(0)))
     assert len(set(centroids)) == 50
 
 
-@pytest.mark.parametrize("side", [
-    64, *(pytest.param(side, marks=pytest.mark.xfail(strict=True, reason="start_state scales radii with the world, "
-          "beyond the 1..5 px that the simulator allows")) for side in (32, 128))])
+@pytest.mark.parametrize("side", [32, 64, 128])
 def test_start_radii_are_those_of_the_simulator(side):
     radii = [G.start_state(GOALS[0], np.random.default_rng(seed), np.array([side, side], float), 8)[2]
              for seed in range(20)]
     assert np.min(radii) >= MIN_RADIUS and np.max(radii) <= MAX_RADIUS
+
+
+@pytest.mark.parametrize(("goal", "size", "n"), [
+    ("heat()", (64, 64), 1), ("align(axis=vertical)", (128, 32), 8)])     # no spread; no extent of 0.12 W along 32 px
+def test_impossible_starts_end(goal, size, n):
+    def stop(*_):
+        raise TimeoutError
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        G.start_state(Goal.parse(goal), np.random.default_rng(0), np.array(size, float), n)
+    except ValueError:
+        pass                                                              # a refusal would do
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)

@@ -1,9 +1,9 @@
 """The compiled simulator against a plain one, physics worked by hand, conserved quantities, the picture."""
-import numba
 import numpy as np
 import pytest
 from reference_simulator import ReferenceWorld
 
+from simulator import kernels
 from simulator.action_operator import Action, ActionOperator
 from simulator.core import BACKGROUND, PALETTE, PHYSICS, ParticleSimulator
 from simulator.kernels import CELLS_FROM, HEAT_CAPACITY
@@ -79,24 +79,21 @@ def test_cell_list_equals_brute_force():
         assert difference(reference, sim) < 1e-9
 
 
-def test_a_trajectory_is_its_seeds_alone():
+def test_a_trajectory_is_its_seeds_alone(monkeypatch):
     alone, batch = ParticleSimulator(1), ParticleSimulator(64)
     fill(batch, 5)
     for name in batch.STATE:
         getattr(alone, name)[0] = getattr(batch, name)[37]
     start = {name: getattr(batch, name).copy() for name in batch.STATE}
     runs = []
-    for threads in {1, numba.config.NUMBA_NUM_THREADS}:
-        before = numba.get_num_threads()
-        numba.set_num_threads(threads)
-        try:
-            for name in batch.STATE:
-                getattr(batch, name)[:] = start[name]
-            for _ in range(30):
-                batch.step()
-            runs.append((batch.position.copy(), batch.temperature.copy(), batch.render()))
-        finally:
-            numba.set_num_threads(before)
+    monkeypatch.setattr(kernels, "WORLDS_PER_THREAD", 8)
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(kernels, "THREADS", threads)
+        for name in batch.STATE:
+            getattr(batch, name)[:] = start[name]
+        for _ in range(30):
+            batch.step()
+        runs.append((batch.position.copy(), batch.temperature.copy(), batch.render()))
     for _ in range(30):
         alone.step()
     for position, temperature, pictures in runs:

@@ -191,8 +191,8 @@ def test_inference_writes_a_gif(trained, tmp_path, capsys):
 
     import inference
     gif = tmp_path / "a.gif"
-    assert inference.main(["--goal", "입자들을 왼쪽으로 이동시켜", "--model", str(trained / "vlm_best.pt"), "--steps", "3",
-                           "--output", str(gif)]) == 0
+    assert inference.main(["--goal", "입자들을 왼쪽으로 이동시켜", "--model", str(trained / "vlm_best.pt"),
+                           "--steps", "3", "--output", str(gif)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"(not )?reached in \d steps", out) and "decisions per second" in out
     assert Image.open(gif).n_frames >= 2

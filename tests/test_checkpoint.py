@@ -1,0 +1,287 @@
+"""Checkpoints come back as they were; whatever else is named as one is refused in a line, and nothing is written."""
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import config
+import inference
+from models import checkpoint
+from models.checkpoint import CheckpointError
+from models.vlm_policy import VLMPolicy
+from simulator.goal_env import ParticleVectorEnv
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+import evaluate  # noqa: E402
+
+META = {"config": config.load(["vlm_tiny", "env.max_steps=3"]).to_dict()}
+
+
+@pytest.fixture(scope="module")
+def saved(policy, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "policy.pt"
+    policy.save(path, META)
+    return path
+
+
+def outputs(policy):
+    obs, _ = ParticleVectorEnv(3).reset(seed=0)
+    with torch.no_grad():
+        output = policy(obs["image"], obs["goal"])
+    actions = output.distribution.sample(deterministic=True)
+    return torch.cat([output.value, output.distribution.log_prob(actions), actions.flatten()])
+
+
+def one_line(error):
+    return len(str(error.value).splitlines()) == 1
+
+
+def test_round_trip(policy, saved):
+    loaded = VLMPolicy.from_checkpoint(saved)
+    assert torch.equal(outputs(loaded), outputs(policy))
+    assert loaded.meta["config"] == META["config"] and not loaded.training
+    assert saved.with_suffix(".json").is_file() and not list(saved.parent.glob("*.tmp"))
+
+
+def test_round_trip_with_adapters(make_policy, model_folder, tmp_path):
+    """Over a pretrained folder only adapters and heads are kept."""
+    policy = make_policy(lora={"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj"]})
+    policy.backbone.name, policy.backbone.files = str(model_folder), None
+    policy.save(tmp_path / "lora.pt")
+    _, weights, _ = checkpoint.load(tmp_path / "lora.pt")
+    assert all("lora_" in name or "head" in name for name in weights)
+    assert torch.equal(outputs(VLMPolicy.from_checkpoint(tmp_path / "lora.pt")), outputs(policy))
+
+
+def test_round_trip_with_adapters_on_a_random_base(make_policy, tmp_path):
+    policy = make_policy(lora={"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj"]})
+    policy.save(tmp_path / "lora.pt")
+    assert torch.equal(outputs(VLMPolicy.from_checkpoint(tmp_path / "lora.pt")), outputs(policy))
+
+
+def test_plain_data_and_state_come_back(tmp_path):
+    state = {"worlds": {"x": torch.arange(3)}, "step": 4, "texts": ["모아줘"]}
+    checkpoint.save(tmp_path / "s.pt", {"goal": "왼쪽"}, {"w": torch.ones(2)}, state)
+    meta, weights, back = checkpoint.load(tmp_path / "s.pt")
+    assert meta == {"goal": "왼쪽"} and torch.equal(weights["w"], torch.ones(2))
+    assert back["step"] == 4 and back["texts"] == ["모아줘"] and torch.equal(back["worlds"]["x"], torch.arange(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.pt"]
+
+
+# --- what is no checkpoint --------------------------------------------------------------------------------------
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def damage(kind, path, saved):
+    whole = saved.read_bytes()
+    match kind:
+        case "missing":
+            return
+        case "folder":
+            path.mkdir()
+        case "half":
+            path.write_bytes(whole[:len(whole) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "random":
+            path.write_bytes(torch.randint(256, (5000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+                             .numpy().tobytes())
+        case "text":
+            path.write_text("not a checkpoint\n")
+        case "bomb":
+            path.write_bytes(pickle.dumps({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, 2))
+        case "torch bomb":
+            torch.save({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, path)
+        case "tensor":
+            torch.save(torch.ones(3), path)
+        case "weights alone":
+            torch.save({"w": torch.ones(3)}, path)
+        case "no architecture":
+            checkpoint.save(path, {}, {"w": torch.ones(3)})
+
+
+KINDS = ["missing", "folder", "half", "empty", "random", "text", "bomb", "torch bomb",
+         "tensor", "weights alone", "no architecture"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refused_in_one_line(kind, saved, tmp_path):
+    path = tmp_path / "named.pt"
+    damage(kind, path, saved)
+    with pytest.raises(CheckpointError) as error:
+        VLMPolicy.from_checkpoint(path)
+    assert one_line(error) and "named.pt" in str(error.value)
+    assert not (tmp_path / "bang").exists()
+
+
+def test_the_bomb_works_where_it_is_not_refused(tmp_path):
+    with (tmp_path / "bomb").open("wb") as file:
+        pickle.dump(Bomb(tmp_path / "bang"), file)
+    with (tmp_path / "bomb").open("rb") as file:
+        pickle.load(file).close()
+    assert (tmp_path / "bang").exists()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 10, 100, 1000, 100_000, -1, -10, -22, -1000])
+def test_cut_anywhere(cut, saved, tmp_path):
+    (tmp_path / "cut.pt").write_bytes(saved.read_bytes()[:cut])
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(tmp_path / "cut.pt")
+    assert one_line(error)
+
+
+def test_random_bytes_and_cut_pickles(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    noise = [torch.randint(256, (n,), dtype=torch.uint8, generator=g).numpy().tobytes() for n in range(1, 100)]
+    whole = pickle.dumps({"format": checkpoint.FORMAT, "meta": "{}", "weights": {"w": [1, 2]}}, protocol=2)
+    for content in noise + [whole[:cut] for cut in range(len(whole))]:
+        (tmp_path / "noise.pt").write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.load(tmp_path / "noise.pt")
+        assert one_line(error)
+
+
+def test_format_without_content(tmp_path):
+    torch.save({"format": checkpoint.FORMAT}, tmp_path / "p.pt")
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path / "p.pt")
+
+
+def test_another_architecture(make_policy, saved, tmp_path):
+    """Weights of heads 16 wide under the description of heads 32 wide, and those with one missing."""
+    meta, weights, _ = checkpoint.load(saved)
+    checkpoint.save(tmp_path / "other.pt", meta, make_policy(hidden=(16,)).trainable_state())
+    with pytest.raises(CheckpointError, match="another architecture") as error:
+        VLMPolicy.from_checkpoint(tmp_path / "other.pt")
+    assert one_line(error)
+    weights.pop("value_head.out.bias")
+    checkpoint.save(tmp_path / "less.pt", meta, weights)
+    with pytest.raises(CheckpointError, match="1 weights do not fit, the first is value_head.out.bias"):
+        VLMPolicy.from_checkpoint(tmp_path / "less.pt")
+
+
+def test_base_model_that_is_gone(policy, tmp_path):
+    architecture = policy.architecture() | {"base": str(tmp_path / "gone"), "files": None}
+    checkpoint.save(tmp_path / "p.pt", {"architecture": architecture}, policy.trainable_state())
+    with pytest.raises(CheckpointError, match="gone"):
+        VLMPolicy.from_checkpoint(tmp_path / "p.pt")
+
+
+# --- a save that fails ------------------------------------------------------------------------------------------
+def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "p.pt"
+    checkpoint.save(path, {"n": 1}, {"w": torch.ones(2)})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def half(content, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, {"n": 2}, {"w": torch.zeros(2)})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_failing_json_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def half(self, text, **_):
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path / "p.pt", {"n": 2}, {"w": torch.zeros(2)})
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# --- the programs -----------------------------------------------------------------------------------------------
+def refused(main, words, capsys, folder):
+    """Exit code 2, one line on stderr and nothing else, nothing written."""
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+    return out, err
+
+
+@pytest.mark.parametrize("goal", ["", "   ", "\n"])
+def test_inference_empty_goal(goal, saved, capsys, tmp_path):
+    words = ["--goal", goal, "--model", saved, "--output", tmp_path / "a.gif"]
+    out, err = refused(inference.main, words, capsys, tmp_path)
+    assert "--goal is empty" in err and not out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_refuse_what_is_no_model(kind, saved, capsys, tmp_path):
+    path = tmp_path / "named.pt"
+    damage(kind, path, saved)
+    for main, words in ((inference.main, ["--goal", "go left", "--output", tmp_path / "a.gif"]),
+                        (evaluate.main, ["--json", tmp_path / "a.json"])):
+        out, err = refused(main, [*words, "--model", path], capsys, tmp_path)
+        assert "named.pt" in err and not out
+
+
+@pytest.mark.parametrize("seed", ["-1"])
+def test_programs_refuse_numbers_out_of_range(seed, saved, capsys, tmp_path):
+    refused(inference.main, ["--goal", "go left", "--model", saved, f"--seed={seed}"], capsys, tmp_path)
+    refused(inference.main, ["--goal", "go left", "--model", saved, "--steps=0"], capsys, tmp_path)
+    refused(evaluate.main, ["--model", saved, f"--seed={seed}"], capsys, tmp_path)
+    refused(evaluate.main, ["--model", saved, "--episodes=0"], capsys, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["missing/a", "not writable", "a folder"])
+def test_programs_refuse_where_they_cannot_write(where, saved, capsys, tmp_path, monkeypatch):
+    target = {"missing/a": tmp_path / "missing" / "a", "a folder": tmp_path, "not writable": tmp_path / "a"}[where]
+    if where == "not writable":                       # root may write everywhere: say it could not
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    out, err = refused(inference.main, ["--goal", "go left", "--model", saved, "--output", target], capsys, tmp_path)
+    assert "cannot write" in err and not out
+    if where != "a folder":
+        out, err = refused(evaluate.main, ["--model", saved, "--json", target], capsys, tmp_path)
+        assert "cannot write" in err and not out
+
+
+def test_evaluate_refuses_a_folder_as_its_file(saved, capsys, tmp_path):
+    refused(evaluate.main, ["--model", saved, "--episodes=1", "--json", tmp_path], capsys, tmp_path)
+
+
+def test_evaluate_says_that_a_checkpoint_holds_no_config(policy, capsys, tmp_path):
+    policy.save(tmp_path / "p.pt")
+    _, err = refused(evaluate.main, ["--model", tmp_path / "p.pt"], capsys, tmp_path)
+    assert "p.pt" in err
+
+
+def test_inference_refuses_bytes_that_are_no_text(saved, capsys, tmp_path):
+    words = ["--goal", "go left \udcff", "--model", saved, "--output", tmp_path / "a.gif"]
+    refused(inference.main, words, capsys, tmp_path)
+
+
+def test_inference_writes_a_moving_picture(saved, capsys, tmp_path):
+    from PIL import Image
+    for name in ("a.gif", "b.gif"):
+        assert inference.main(["--goal", "sing <|image_pad|> a song", "--model", str(saved), "--seed", "3",
+                               "--output", str(tmp_path / name)]) == 0
+    assert "not scored" in capsys.readouterr().out
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 4                                   # the start and three steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "b.gif"]
+
+
+def test_evaluate_reports_what_it_writes(saved, capsys, tmp_path):
+    import json
+    assert evaluate.main(["--model", str(saved), "--episodes", "5", "--json", str(tmp_path / "a.json")]) == 0
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert figures["split"] == "seen" and figures["policy"]["deterministic"]["n"] == 5
+    assert "k of n" in capsys.readouterr().out
