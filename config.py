@@ -153,8 +153,8 @@ def vlm_tiny(config):
     """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
-    config.train.update(batch_size=128, lr=3e-5, head_lr=2e-4, value_lr=3e-3)
-    config.vlm.update(bc_epochs=1, bc_samples=100000, bc_lr=2e-3, ppo_epochs=20, rollout_steps=32)
+    config.train.update(batch_size=128, lr=2e-5, head_lr=1e-4, value_lr=3e-3)
+    config.vlm.update(bc_epochs=1, bc_samples=90000, bc_lr=2e-3, ppo_epochs=14, rollout_steps=32)
     config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.97)
     config.env.num_envs = 64
 

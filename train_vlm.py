@@ -295,7 +295,7 @@ def _train(config, folder, resume):
             while at["stage"] == "bc" and at["unit"] < units["bc"] and not stopping:
                 generator = seed_unit(config.seed, 0, at["unit"])
                 obs_bc, actions = demonstrations(env, steps, [config.seed, 0, at["unit"]], config.vlm.bc_perturb,
-                                                  config.vlm.bc_relabel)
+                                                 config.vlm.bc_relabel)
                 for group in optimizer.param_groups:
                     group["lr"] = scheduled(config.vlm.bc_lr, config.train.lr_schedule, at["unit"] / units["bc"])
                 policy.use_dropout(True).train()
