@@ -128,7 +128,7 @@ def update_ppo(policy, optimizer, rollout, advantages, returns, config, generato
                                      clip_ratio=config.rl.clip_ratio, value_coef=config.rl.value_coef,
                                      entropy_coef=config.rl.entropy_coef)
             if critic_only:
-                loss = metrics["train/value_loss"] = (values - on(returns)).square().mean()
+                loss = (values - on(returns)).square().mean()
             elif metrics["train/approx_kl"] > 1.5 * config.rl.target_kl:
                 stopped = True
                 break

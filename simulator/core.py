@@ -39,7 +39,10 @@ PALETTE = (("red", "빨간", (230, 50, 60)), ("green", "초록", (50, 190, 80)),
            ("pink", "분홍", (250, 150, 190)), ("brown", "갈색", (150, 95, 50)))
 BACKGROUND = (16, 16, 20)
 SAMPLES = 3         # per pixel and axis, where the picture is anti-aliased
-_COLOURS, _BACKGROUND = np.array([colour for *_, colour in PALETTE]), np.array(BACKGROUND)
+_HALO = np.linspace(BACKGROUND, (255, 130, 0), kernels.HALOS)
+_COLOURS = np.array([*_HALO, *(rgb for *_, rgb in PALETTE), (255, 255, 255), (0, 0, 0)], np.uint8)
+_STRIPS = [np.tile(np.roll(_COLOURS, -i, 1), 3)[:, :8] for i in range(3)]      # RGBRGBRG, GBRGBRGB, BRGBRGBR
+_PAINTS = np.concatenate([np.ascontiguousarray(strip).view(np.uint64) for strip in _STRIPS], 1)
 # bounds of settings, where these are not 0 and any finite number
 _LEAST = {"gravity_y": -100, "substeps": 1, "dt": 0.01,
           "em_force_radius": 1e-6, "thermal_radiation_radius": 1e-6}
@@ -113,11 +116,11 @@ class ParticleSimulator:
         shape = (len(worlds), self.height * scale, self.width * scale, 3)
         out = np.empty(shape, np.uint8) if out is None else out
         if scale == 1:
-            kernels.draw(worlds, out, 1, self._state(), _COLOURS, _BACKGROUND)
+            kernels.draw(worlds, out, 1, self._size, self._state(), _PAINTS)
             return out
         fine = scale * SAMPLES
         images = np.empty((len(worlds), self.height * fine, self.width * fine, 3), np.uint8)
-        kernels.draw(worlds, images, fine, self._state(), _COLOURS, _BACKGROUND)
+        kernels.draw(worlds, images, fine, self._size, self._state(), _PAINTS)
         parts = (images[:, a::SAMPLES, b::SAMPLES] for a in range(SAMPLES) for b in range(SAMPLES))
         out[:] = sum(part.astype(np.uint16) for part in parts) // SAMPLES**2
         return out

@@ -19,6 +19,9 @@ MAX_TEMPERATURE, MAX_CHARGE = 10.0, 5.0         # temperature from 0, charge of 
 MIN_RADIUS, MAX_RADIUS = 1.0, 5.0               # px
 MIN_MASS, MAX_MASS = 0.1, 10.0
 HEAT_CAPACITY = 5.0     # heat = HEAT_CAPACITY * mass * temperature, in the unit of kinetic energy
+HALOS = 64              # shades of halos, up to a temperature of 5
+# rows of the colour table: the background, ever brighter halos, bodies, positive and negative cores
+BACKGROUND, BODY, PLUS, MINUS = 0, HALOS, HALOS + 8, HALOS + 9
 CELLS_FROM = 96         # with more particles than this, neighbours are found through a cell list
 THREADS = numba.config.NUMBA_NUM_THREADS    # cores, or what the environment variable of this name says
 WORLDS_PER_THREAD = 128     # at least: with fewer, waking a thread costs more than it saves
@@ -208,18 +211,19 @@ def step_range(begin, end, worlds, state, field, p, size, large):
 
 
 @_jit
-def draw_range(begin, end, worlds, images, scale, state, palette, background):
-    """Draws worlds[begin:end] into `images` uint8 [B,H*scale,W*scale,3]; see ParticleSimulator.render."""
+def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
+    """Draws worlds[begin:end] into `images` uint8 [B,H*W*3]; see ParticleSimulator.render. `words` uint64
+    [B,H*W*3-7] is the same memory, the eight bytes from each byte on. A row of `paints` uint64 [K,3] is a
+    colour, as RGBRGBRG, GBRGBRGB and BRGBRGBR."""
     position, velocity, radius, _, charge, temperature, _, count, _, _ = state
-    height, width = images.shape[1], images.shape[2]
-    flat = images.reshape(len(images), -1)
-    blank = np.empty(flat.shape[1], np.uint8)
+    height, width = int(size[1]) * scale, int(size[0]) * scale
+    blank = np.empty(images.shape[1], np.uint8)
     for at in range(len(blank)):
-        blank[at] = background[at % 3]
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    red, green, blue, r = 0, 0, 0, 0.0
+        blank[at] = paints[BACKGROUND, at % 3]
+    one, two, three, eight, sixteen = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(8), np.uint64(16)
+    r, paint = 0.0, 0
     for k in range(begin, end):
-        b, image = worlds[k], flat[k]
+        b, image, word = worlds[k], images[k], words[k]
         n = count[b]
         for at in range(len(blank)):    # compiles to a copy, twenty times as fast as writing three colours
             image[at] = blank[at]
@@ -243,22 +247,17 @@ def draw_range(begin, end, worlds, images, scale, state, palette, background):
         for disc in range(3 * n):       # every halo, then body and core of one particle after the other
             i = disc if disc < n else (disc - n) // 2
             if disc < n:
-                warm = min(1.0, temperature[b, i] / 5.0)
-                if warm < 0.02:
+                r, paint = radius[b, i] + 1.6, int(min(HALOS - 1.0, temperature[b, i] * (HALOS / 5.0)))
+                if paint == 0:
                     continue
-                r = radius[b, i] + 1.6
-                red = int(background[0] + warm * (255 - background[0]))
-                green = int(background[1] + warm * (130 - background[1]))
-                blue = int(background[2] - warm * background[2])
             elif (disc - n) % 2 == 0:
-                r, c = radius[b, i], i % len(palette)
-                red, green, blue = palette[c, 0], palette[c, 1], palette[c, 2]
+                r, paint = radius[b, i], BODY + i % 8
             else:
                 q = charge[b, i]
+                r, paint = min(0.6 * radius[b, i], 0.7 + 0.6 * math.sqrt(abs(q))), PLUS if q > 0.0 else MINUS
                 if abs(q) < 0.05:
                     continue
-                r = min(0.6 * radius[b, i], 0.7 + 0.6 * math.sqrt(abs(q)))
-                red = green = blue = 255 if q > 0.0 else 0
+            rgb, gbr, brg = paints[paint, 0], paints[paint, 1], paints[paint, 2]
             # the pixels whose centre lies within r, row by row
             x, y, r = position[b, i, 0] * scale - 0.5, position[b, i, 1] * scale - 0.5, r * scale
             if r < 1.0:     # one pixel exactly, not none and not the whole of a small body
@@ -266,11 +265,23 @@ def draw_range(begin, end, worlds, images, scale, state, palette, background):
             for row in range(max(0, math.ceil(y - r)), min(height, math.floor(y + r) + 1)):
                 half = math.sqrt(max(0.0, r * r - (row - y) * (row - y)))
                 left, right = max(0, math.ceil(x - half)), min(width, math.floor(x + half) + 1)
-                # unsigned: without numba's test for Python's negative indices, three times as fast
-                at = np.uint64(3 * (row * width + left))
-                for _ in range(right - left):
-                    image[at], image[at + one], image[at + two] = red, green, blue
-                    at += three
+                # Overlapping writes of eight bytes, in few cases: the length of a loop over the pixels changes
+                # from row to row, is mispredicted at every one, and takes twice as long. Unsigned, because
+                # numba then leaves out its test for Python's negative indices.
+                at, stop = np.uint64(3 * (row * width + left)), np.uint64(3 * (row * width + right))
+                if right - left > 8:
+                    while at + sixteen + eight < stop:
+                        word[at], word[at + eight], word[at + sixteen] = rgb, brg, gbr
+                        at += sixteen + eight
+                    word[stop - sixteen - eight], word[stop - sixteen], word[stop - eight] = rgb, brg, gbr
+                elif right - left > 2:
+                    last = stop - eight
+                    word[at] = rgb
+                    word[min(at + eight, last)] = brg if at + eight <= last else gbr
+                    word[last] = gbr
+                elif right - left > 0:
+                    image[at], image[at + one], image[at + two] = rgb, gbr, brg
+                    image[stop - three], image[stop - two], image[stop - one] = rgb, gbr, brg
 
 
 def _start_pool():
@@ -284,8 +295,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _run(kernel, worlds, *arguments):
-    """Shares the worlds out between this thread and the pool's; kernels run without Python's lock. Two threads
-    are 1.7 times as fast as one, where numba's prange (workqueue) made 1.0 and compiled everything twice."""
+    """Shares the worlds out between this thread and the pool's; kernels run without Python's lock. Two
+    threads are 1.7 times as fast as one; numba's prange (workqueue) made it 1.0, and compiled all twice."""
     parts = max(1, min(THREADS, len(worlds) // WORLDS_PER_THREAD))
     bounds = [len(worlds) * part // parts for part in range(parts + 1)]
     others = [_pool.submit(kernel, *pair, worlds, *arguments) for pair in pairwise(bounds[1:])]
@@ -299,9 +310,11 @@ def step(worlds, *arguments):
     _run(step_range, worlds, *arguments)
 
 
-def draw(worlds, *arguments):
-    """Draws the named worlds, one image each."""
-    _run(draw_range, worlds, *arguments)
+def draw(worlds, images, *arguments):
+    """Draws the named worlds into `images` uint8 [B,H,W,3], C-contiguous."""
+    flat = images.reshape(len(images), -1)
+    words = np.ndarray((len(images), flat.shape[1] - 7), np.uint64, images, strides=(flat.shape[1], 1))
+    _run(draw_range, worlds, flat, words, *arguments)
 
 
 @_jit

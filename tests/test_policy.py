@@ -387,7 +387,7 @@ def test_with_adapters_only_they_and_the_heads_train(adapted, policy):
     assert trained - adapters == {name for name, _ in adapted.named_parameters() if "_head." in name}
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters} == set(LORA["targets"])
     assert all("language_model" in name for name in adapters) and len(adapters) == 2 * 4 * 2   # layer, target, A and B
-    assert set(adapted.trainable_state()) == {name for name, _ in adapted.named_parameters()}   # the base is nowhere else
+    assert set(adapted.trainable_state()) == {name for name, _ in adapted.named_parameters()}  # no base elsewhere
     adapted.backbone.files, files = None, adapted.backbone.files
     assert set(adapted.trainable_state()) == trained
     adapted.backbone.files = files
