@@ -265,7 +265,7 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
             for row in range(max(0, math.ceil(y - r)), min(height, math.floor(y + r) + 1)):
                 half = math.sqrt(max(0.0, r * r - (row - y) * (row - y)))
                 left, right = max(0, math.ceil(x - half)), min(width, math.floor(x + half) + 1)
-                # Overlapping writes of eight bytes, in few cases: the length of a loop over the pixels changes
+                # Overlapping writes of eight bytes, in few cases: the length of a loop over pixels changes
                 # from row to row, is mispredicted at every one, and takes twice as long. Unsigned, because
                 # numba then leaves out its test for Python's negative indices.
                 at, stop = np.uint64(3 * (row * width + left)), np.uint64(3 * (row * width + right))
