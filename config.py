@@ -64,7 +64,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'model.heads.init_std': (0.135, POSITIVE, 'first std of a continuous parameter, share of its range'),
     'train.lr': (1e-4, POSITIVE, 'learning rate of the backbone or its adapters in PPO, the peak'),
     'train.head_lr': (1e-3, POSITIVE, 'learning rate of the action head in PPO, the peak'),
-    'train.value_lr': (1e-3, POSITIVE, 'learning rate of the critic and of the width of exploration in PPO, the peak'),
+    'train.value_lr': (1e-3, POSITIVE, 'learning rate of the critic in PPO, the peak'),
     'train.batch_size': (8, COUNT, 'samples per update'),
     'train.weight_decay': (0.0, NOT_NEGATIVE, 'decoupled weight decay'),
     'train.max_grad_norm': (1.0, POSITIVE, 'gradients are clipped to this norm'),
@@ -93,7 +93,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'env.goals': ([], NAME, 'goal kinds or DSL strings; empty: all'),
     'world.width': (64, PIXELS, 'pixels'),
     'world.height': (64, PIXELS, 'pixels'),
-    'world.n_particles': (8, CROWD, 'particles at the start'),
+    'world.n_particles': (8, (int, 'a whole number from 2 to 256', lambda v: 2 <= v <= 256), 'particles at the start'),
     'world.max_particles': (50, CROWD, 'particles at most'),
     'physics.gravity_y': (0.0, NUMBER, 'acceleration downwards, pixels per dt^2'),
     'physics.restitution': (0.8, SHARE, 'speed kept in a collision, share'),
@@ -153,9 +153,9 @@ def vlm_tiny(config):
     """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
-    config.train.update(batch_size=128, lr=2e-5, head_lr=1e-4, value_lr=3e-3)
-    config.vlm.update(bc_epochs=1, bc_samples=90000, bc_lr=2e-3, ppo_epochs=14, rollout_steps=32)
-    config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.97)
+    config.train.update(batch_size=64, lr=2e-5, head_lr=1e-4, value_lr=3e-3)
+    config.vlm.update(bc_epochs=1, bc_samples=60000, bc_lr=1.5e-3, ppo_epochs=14, rollout_steps=32)
+    config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.9, gae_lambda=0.8)
     config.env.num_envs = 64
 
 

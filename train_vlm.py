@@ -20,6 +20,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -158,7 +159,7 @@ def claim(folder, keep):
             raise UserError(f"another run is writing to {folder}: wait for it, "
                             "or give train.output_dir:=OTHER") from None
         earlier = [folder / name for name in (STATE, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json",
-                                              "vlm_best.json", "vlm_final.json", "rollout.gif", "vlm_tiny_base")]
+                                              "vlm_best.json", "vlm_final.json", "rollout.gif")]
         earlier = [path for path in earlier if path.exists()]
         if earlier and not keep:
             older = folder / "older" / time.strftime("%Y%m%d-%H%M%S", time.localtime(earlier[0].stat().st_mtime))
@@ -227,17 +228,19 @@ def draw_curves(rows, path):
 def train(config, resume=None):
     """Trains as `config` says into `config.train.output_dir`; returns the trained policy's summary, or None where
     Ctrl-C ended it early. `resume` is what checkpoint.load gave for a state file."""
-    folder = Path(config.train.output_dir)
-    with claim(folder, keep=resume is not None):
-        return _train(config, folder, resume)
-
-
-def _train(config, folder, resume):
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     device = pick_device(config.device)
     env = make_env(config)
-    policy = build_policy(config, env.single_action_space, folder).to(device)
+    env.reset(seed=0)       # worlds that cannot be started are refused now, before anything is written
+    with tempfile.TemporaryDirectory() as base:
+        policy = build_policy(config, env.single_action_space, Path(base)).to(device)
+    folder = Path(config.train.output_dir)
+    with claim(folder, keep=resume is not None):
+        return _train(config, env, policy, folder, resume)
+
+
+def _train(config, env, policy, folder, resume):
     steps, unit_samples = config.vlm.rollout_steps, config.vlm.rollout_steps * env.num_envs
     units = {"bc": math.ceil(config.vlm.bc_epochs * config.vlm.bc_samples / unit_samples), "ppo": config.vlm.ppo_epochs}
     at = {"stage": "bc", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0, "lines": 0}
@@ -305,7 +308,7 @@ def _train(config, folder, resume):
                     row |= evaluate()
                 finish_unit(row)
                 bar.set_postfix_str(" ".join(f"{k.split('/')[1]} {row[k]:.3f}" for k in (
-                    "train/bc_loss", "eval/success_rate") if k in row))
+                    "train/bc_loss", "eval/success_rate") if k in row), refresh=False)
                 bar.update()
         if at["stage"] == "bc" and not stopping:
             at |= {"stage": "ppo", "unit": 0}
@@ -324,7 +327,7 @@ def _train(config, folder, resume):
                 advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values,   # estimate
                                                   rollout.terminated, rollout.truncated,
                                                   config.rl.gamma, config.rl.gae_lambda)
-                peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "free": config.train.value_lr}
+                peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "value": config.train.value_lr}
                 for group in optimizer.param_groups:
                     group["lr"] = scheduled(peaks[group["name"]], config.train.lr_schedule, at["unit"] / units["ppo"])
                 policy.train()
@@ -345,7 +348,7 @@ def _train(config, folder, resume):
                 if at["unit"] % config.train.save_every == 0:
                     save_state()                                                                          # save
                 bar.set_postfix_str(" ".join(f"{k.split('/')[1]} {row[k]:.3f}" for k in (
-                    "rollout/success_rate", "train/approx_kl", "eval/success_rate") if k in row))
+                    "rollout/success_rate", "train/approx_kl", "eval/success_rate") if k in row), refresh=False)
                 bar.update()
         save_state()
         if stopping:

@@ -161,6 +161,7 @@ class HybridHead(nn.Module):
         self.key, self.look = nn.Linear(width, key_width), nn.Linear(width, key_width)
         self.place = nn.Linear(10, key_width)
         self.offset = nn.Linear(key_width, 2)
+        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * key_width, modes + others))
         self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
         for layer in (self.kind, self.mode, self.other, self.classes):   # near uniform types, middling parameters
             nn.init.normal_(layer.weight, std=0.01)
@@ -174,12 +175,16 @@ class HybridHead(nn.Module):
         waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
         place = self.place(torch.cat([centres, *waves], -1))                                              # [S,key]
         attention = (query @ (self.key(image) + place).transpose(1, 2) / math.sqrt(self.key_width)).softmax(-1)
-        offset = 0.5 * torch.tanh(self.offset(F.gelu(attention @ (self.look(image) + place) + aim)))
-        point = (attention @ centres + offset).clamp(0, 1).view(len(z), self.kinds, self.modes, 2)
-        per_kind = lambda values: values.view(len(z), self.kinds, -1)
+        per_kind = lambda values, *shape: values.view(len(z), self.kinds, *shape)
+        seen = F.gelu(attention @ (self.look(image) + place) + aim)                                       # [B,K*M,key]
+        point = (attention @ centres + 0.5 * torch.tanh(self.offset(seen))).clamp(0, 1)
+        # which mode, and how strongly, depends on what was seen there; 8, because a choice that flips within a few
+        # pixels takes weights so steep that they would be learned too late
+        mode, other = torch.einsum("bkh,kho->bko", 8 * per_kind(seen, -1), self.seen).tensor_split([self.modes], -1)
         std = self.log_std.clamp(math.log(0.02), math.log(0.5)).exp()
-        return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z)), point,
-                                  torch.sigmoid(per_kind(self.other(z))), std, self.classes(z))
+        return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z), -1) + mode,
+                                  per_kind(point, self.modes, 2), torch.sigmoid(per_kind(self.other(z), -1) + other),
+                                  std, self.classes(z))
 
 
 class ValueHead(nn.Module):

@@ -91,12 +91,9 @@ class VLMPolicy(nn.Module):
         return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items() if name in trained}
 
     def parameter_groups(self):
-        """Parameters by what they need of an optimiser: {"backbone", "action", "free"}. Free are the critic and the
-        width of the exploration, which nothing else is computed from: they can learn faster than the rest."""
-        width = self.action_head.log_std
+        """Parameters by their learning rates: {"backbone", "action", "value"}."""
         return {"backbone": [p for p in self.backbone.parameters() if p.requires_grad],
-                "action": [p for p in self.action_head.parameters() if p is not width],
-                "free": [*self.value_head.parameters(), width]}
+                "action": list(self.action_head.parameters()), "value": list(self.value_head.parameters())}
 
     def architecture(self):
         """Plain data from which `from_architecture` builds the same policy, without the weights."""

@@ -1,8 +1,8 @@
 """Scripted policies that see the state: the expert (teacher and upper baseline), no-op and random (lower ones).
 
-The expert asks of every particle a velocity that serves the goal, and pulls or pushes at a point chosen for the goal
-with the strength that brings the velocities nearest to those in the least-squares sense. It is careful rather than
-fast, and what it does can be told from a picture.
+The expert asks of every particle a velocity that serves the goal, and pulls or pushes at one point chosen for the goal
+with the strength that brings the velocities nearest to those in the least-squares sense. What it does can be told
+from a picture, and works with points some pixels off: a learner can copy it.
 """
 import numpy as np
 
@@ -11,13 +11,14 @@ from simulator.goals import AXES, DIRECTIONS, REGIONS
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
-AHEAD = 16.0        # how far ahead of the group a pull is placed, px
-REACH, NARROW = 64.0, 40.0     # radius of a pull or push, px; of one that is to move few particles
+FAR, NEAR = 28.0, 16.0     # how far ahead of the group it is pulled in a direction, or to a place, px
+BEHIND = 40.0       # how far behind the group a push is placed that sweeps it to a wall, px
+REACH = 64.0        # radius of a pull or push, px
 
 
 def wanted_velocity(goal, position, now, start, size):
     """The velocity [b,N,2], px/step, that each particle should have."""
-    centroid = now.centroid[:, None]
+    centroid, limit = now.centroid[:, None], 1.5 * SPEED
     towards = lambda points, slowness: (points - position) / slowness      # noqa: E731
     match goal.kind:
         case "push":
@@ -31,57 +32,57 @@ def wanted_velocity(goal, position, now, start, size):
             want = -towards(centroid, 6)
         case "vibrate":
             outwards = np.where(now.spread < 1.3 * start.spread, -1.0, 1.0)
-            want = outwards[:, None, None] * towards(centroid, 2)
+            want, limit = outwards[:, None, None] * towards(centroid, 2), 2.3 * SPEED
         case "move_to":
             target = np.array(REGIONS[goal.argument]) * size
             step = (target - now.centroid)[:, None]
             slow = np.minimum(1, 8 * SPEED / np.linalg.norm(step, axis=-1, keepdims=True))
             want = step / 8 * slow + towards(centroid, 20)
-        case "align":
-            along = AXES[goal.argument]
-            want = towards(centroid, 8)
-            short = 3 * now.extent[:, 1 - along] + 4 - now.extent[:, along]      # how much length the line lacks, px
-            want[..., along] *= -0.5 * np.clip(short / 10, 0, 1)[:, None]
-    limit = SPEED * (2.3 if goal.kind == "vibrate" else 1.5)
+        case "align":      # swept against the nearer wall, and a little apart along it
+            along, across = AXES[goal.argument], 1 - AXES[goal.argument]
+            wall = nearer_wall(now.centroid, across, size)
+            short = 3 * now.extent[:, across] + 4 - now.extent[:, along]      # how much length the line lacks, px
+            want, limit = -towards(centroid, 16) * np.clip(short / 10, 0, 1)[:, None, None], 2 * SPEED
+            want[..., across] = (wall[:, None] - position[..., across]) / 4
     speed = np.linalg.norm(want, axis=-1, keepdims=True)
     return want * np.minimum(1, limit / np.maximum(speed, 1e-9))
 
 
-def points_and_sign(goal, now, start, size):
-    """Where the expert may act for a goal, [b,P,2], whether it pushes (1) or pulls (-1) there, and how wide."""
+def nearer_wall(centroid, axis, size):
+    """The coordinate [b] along `axis` of the wall that the group is nearer to."""
+    return np.where(centroid[:, axis] > size[axis] / 2, size[axis], 0.0)
+
+
+def point_and_sign(goal, now, start, size):
+    """Where the expert acts for a goal, [b,2], and whether it pushes (1) or pulls (-1) there."""
     centroid = now.centroid
     match goal.kind:
         case "spread" | "vibrate":
-            return centroid[:, None], 1, REACH
+            return centroid, 1
         case "cluster":
-            return centroid[:, None], -1, REACH
+            return centroid, -1
         case "push":
             direction = np.array(DIRECTIONS[goal.argument])
             moved = centroid - start.centroid
             way = direction - 0.1 * (moved - (moved @ direction)[:, None] * direction)
-            return (centroid + AHEAD * way / np.linalg.norm(way, axis=-1, keepdims=True))[:, None], -1, REACH
+            return centroid + FAR * way / np.linalg.norm(way, axis=-1, keepdims=True), -1
         case "move_to":
             way = np.array(REGIONS[goal.argument]) * size - centroid
             far = np.linalg.norm(way, axis=-1, keepdims=True)
-            return (centroid + way / far * np.minimum(AHEAD, far + 4))[:, None], -1, REACH
+            return centroid + way / far * np.minimum(NEAR, far + 4), -1
         case "align":
-            side = np.linspace(0, 1, 5)
-            grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size
-            return np.repeat(grid[None], len(centroid), 0), 1, NARROW
+            point, across = centroid.copy(), 1 - AXES[goal.argument]
+            point[:, across] -= np.where(nearer_wall(centroid, across, size) > 0, BEHIND, -BEHIND)
+            return point, 1
 
 
-def best_impulse(want, position, velocity, mass, points, sign, reach):
-    """Of pushes (sign 1) or pulls (-1) at `points` [b,P,2], the one that brings `velocity` nearest to `want`:
-    -> point [b,2], strength [b]."""
-    away = position[:, None] - points[:, :, None]                                                   # [b,P,N,2]
+def best_strength(want, position, velocity, mass, point, sign):
+    """The strength [b] of a push (sign 1) or pull (-1) at `point` [b,2] that brings `velocity` nearest to `want`."""
+    away = position - point[:, None]                                                                # [b,N,2]
     distance = np.linalg.norm(away, axis=-1, keepdims=True)
-    effect = sign * away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / reach) / mass[:, None, :, None]
-    power = (effect**2).sum((-1, -2)) + 1e-9
-    along = (effect * (want - velocity)[:, None]).sum((-1, -2))
-    strength = np.clip(along / power, 0, STRENGTH)                                                  # [b,P]
-    best = (2 * strength * along - strength**2 * power).argmax(1)
-    rows = np.arange(len(best))
-    return points[rows, best], strength[rows, best]
+    effect = sign * away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[..., None]
+    along = (effect * (want - velocity)).sum((-1, -2))
+    return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, STRENGTH)
 
 
 def expert_actions(worlds):
@@ -92,16 +93,16 @@ def expert_actions(worlds):
         b = np.flatnonzero([g == goal for g in worlds.goals])
         now, start = worlds.now[b], worlds.start[b]
         if goal.kind in ("heat", "cool"):
-            kind, point, reach = ActionType.APPLY_HEAT, now.centroid, REACH
+            kind, point = ActionType.APPLY_HEAT, now.centroid
             strength = 2.0 if goal.kind == "heat" else -2.0
         else:
             position, velocity = sim.position[b, :n], sim.velocity[b, :n]
-            points, sign, reach = points_and_sign(goal, now, start, size)
+            point, sign = point_and_sign(goal, now, start, size)
+            point = np.clip(point, 0, size)
             want = wanted_velocity(goal, position, now, start, size)
-            points = np.clip(points, 0, size)
-            point, strength = best_impulse(want, position, velocity, sim.mass[b, :n], points, sign, reach)
+            strength = best_strength(want, position, velocity, sim.mass[b, :n], point, sign)
             kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
-        actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, reach
+        actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, REACH
     return actions
 
 

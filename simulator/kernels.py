@@ -233,14 +233,16 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
             vx, vy = velocity[b, i, 0], velocity[b, i, 1]
             speed = math.sqrt(vx * vx + vy * vy)
             if speed > 0.15:
+                x, y, back = position[b, i, 0] * scale, position[b, i, 1] * scale, radius[b, i] / speed - 0.5
                 for dot in range(1, 4):
-                    back = radius[b, i] / speed + 1.5 * dot - 0.5
-                    x, y = (position[b, i, 0] - back * vx) * scale, (position[b, i, 1] - back * vy) * scale
-                    if 0.0 <= x < width and 0.0 <= y < height:
-                        left, top = int(x) - scale // 2, int(y) - scale // 2
-                        for row in range(max(0, top), min(height, top + scale)):
-                            at = np.uint64(3 * (row * width + max(0, left)))
-                            for _ in range(min(width, left + scale) - max(0, left)):
+                    back += 1.5
+                    u, v = x - back * vx * scale, y - back * vy * scale
+                    if 0.0 <= u < width and 0.0 <= v < height:
+                        left = min(max(0, int(u) - scale // 2), width - scale)
+                        top = min(max(0, int(v) - scale // 2), height - scale)
+                        for row in range(top, top + scale):
+                            at = np.uint64(3 * (row * width + left))
+                            for _ in range(scale):
                                 image[at] = image[at + one] = 230 - 50 * dot
                                 image[at + two] = 235 - 50 * dot
                                 at += three

@@ -393,7 +393,7 @@ def test_with_adapters_only_they_and_the_heads_train(adapted, policy):
     adapted.backbone.files = files
     assert all(parameter.requires_grad for parameter in policy.parameters())
     groups = adapted.parameter_groups()
-    assert set(groups) == {"backbone", "action", "free"}
+    assert set(groups) == {"backbone", "action", "value"}
     grouped = [id(parameter) for group in groups.values() for parameter in group]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(parameter) for parameter in adapted.parameters() if parameter.requires_grad}
