@@ -90,7 +90,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
     'env.num_envs': (8, COUNT, 'environments side by side'),
     'env.max_steps': (32, COUNT, 'time limit of an episode, steps'),
-    'env.goals': ([], NAME, 'goal kinds or DSL strings; empty: all'),
+    'env.goals': ([], NAME, 'goals as in simulator/goals.py; empty: the sixteen simple ones'),
     'world.width': (64, PIXELS, 'pixels'),
     'world.height': (64, PIXELS, 'pixels'),
     'world.n_particles': (8, (int, 'a whole number from 2 to 256', lambda v: 2 <= v <= 256), 'particles at the start'),

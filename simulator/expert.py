@@ -6,14 +6,15 @@ from a picture, and works with points some pixels off: a learner can copy it.
 """
 import numpy as np
 
-from simulator.action_operator import ActionType
-from simulator.goals import AXES, DIRECTIONS, REGIONS
+from simulator.action_operator import ActionType, PropertyType
+from simulator.goals import AXES, DIRECTIONS, REGIONS, reached, way_of
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
 FAR, NEAR = 28.0, 16.0     # how far ahead of the group it is pulled in a direction, or to a place, px
 BEHIND = 40.0       # how far behind the group a push is placed that sweeps it to a wall, px
 REACH = 64.0        # radius of a pull or push, px
+SET_SPEED = 4.0     # px/step given to a single particle, at most
 
 
 def wanted_velocity(goal, position, now, start, size):
@@ -27,7 +28,9 @@ def wanted_velocity(goal, position, now, start, size):
             sideways = moved - (moved @ direction)[:, None] * direction
             want = SPEED * direction - 0.2 * sideways[:, None] + towards(centroid, 40)
         case "cluster":
-            want = towards(centroid, 8)
+            want = towards(centre(goal, now)[:, None], 8)
+            if goal.ids:        # the others do not matter
+                want[:, np.setdiff1d(np.arange(want.shape[1]), goal.ids)] = np.nan
         case "spread":
             want = -towards(centroid, 6)
         case "vibrate":
@@ -48,6 +51,11 @@ def wanted_velocity(goal, position, now, start, size):
     return want * np.minimum(1, limit / np.maximum(speed, 1e-9))
 
 
+def centre(goal, at):
+    """The centroid [b,2] of the particles that a goal means."""
+    return at.position[:, list(goal.ids)].mean(1) if goal.ids else at.centroid
+
+
 def nearer_wall(centroid, axis, size):
     """The coordinate [b] along `axis` of the wall that the group is nearer to."""
     return np.where(centroid[:, axis] > size[axis] / 2, size[axis], 0.0)
@@ -60,7 +68,7 @@ def point_and_sign(goal, now, start, size):
         case "spread" | "vibrate":
             return centroid, 1
         case "cluster":
-            return centroid, -1
+            return centre(goal, now), -1
         case "push":
             direction = np.array(DIRECTIONS[goal.argument])
             moved = centroid - start.centroid
@@ -77,33 +85,49 @@ def point_and_sign(goal, now, start, size):
 
 
 def best_strength(want, position, velocity, mass, point, sign):
-    """The strength [b] of a push (sign 1) or pull (-1) at `point` [b,2] that brings `velocity` nearest to `want`."""
+    """The strength [b] of a push (sign 1) or pull (-1) at `point` [b,2] that brings `velocity` nearest to `want`, where
+    that is not NaN."""
     away = position - point[:, None]                                                                # [b,N,2]
     distance = np.linalg.norm(away, axis=-1, keepdims=True)
     effect = sign * away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[..., None]
-    along = (effect * (want - velocity)).sum((-1, -2))
+    effect = np.where(np.isnan(want), 0, effect)
+    along = (effect * np.nan_to_num(want - velocity)).sum((-1, -2))
     return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, STRENGTH)
 
 
 def expert_actions(worlds):
-    """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state."""
-    sim, size, n = worlds.sim, worlds.size, worlds.n_particles     # goals look at the particles of the start only
+    """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state. Of goals that must hold at once it
+    serves one that does not, a temperature first."""
     actions = noop_actions(worlds)
-    for goal in set(worlds.goals):
-        b = np.flatnonzero([g == goal for g in worlds.goals])
-        now, start = worlds.now[b], worlds.start[b]
-        if goal.kind in ("heat", "cool"):
-            kind, point = ActionType.APPLY_HEAT, now.centroid
-            strength = 2.0 if goal.kind == "heat" else -2.0
-        else:
-            position, velocity = sim.position[b, :n], sim.velocity[b, :n]
-            point, sign = point_and_sign(goal, now, start, size)
-            point = np.clip(point, 0, size)
-            want = wanted_velocity(goal, position, now, start, size)
-            strength = best_strength(want, position, velocity, sim.mass[b, :n], point, sign)
-            kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
-        actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, REACH
+    for goal, b in sorted(worlds.active(), key=lambda pair: pair[0].kind in ("heat", "cool")):
+        met = reached(goal, worlds.now[b], worlds.start[b], worlds.size)
+        b = b[~met | (actions[b, 0] == ActionType.NOOP)]
+        if len(b):
+            serve(goal, worlds, b, actions)
     return actions
+
+
+def serve(goal, worlds, b, actions):
+    """Writes the actions that serve one goal in worlds `b`."""
+    sim, size, n = worlds.sim, worlds.size, worlds.n_particles     # goals look at the particles of the start only
+    now, start, position, velocity = worlds.now[b], worlds.start[b], sim.position[b, :n], sim.velocity[b, :n]
+    if goal.kind in ("move_to", "move_toward") and goal.ids:       # gives the particle itself a velocity
+        way = way_of(goal, now)
+        axis = np.abs(way).argmax(1)
+        actions[b, 0], actions[b, 2:4] = ActionType.SET_PROPERTY, position[:, goal.ids[0]]
+        actions[b, 4] = np.clip(way[np.arange(len(b)), axis] / 2, -SET_SPEED, SET_SPEED)
+        actions[b, 6] = PropertyType.VELOCITY_X + axis
+        return
+    if goal.kind in ("heat", "cool"):
+        kind, point = ActionType.APPLY_HEAT, now.centroid
+        strength = 2.0 if goal.kind == "heat" else -2.0
+    else:
+        point, sign = point_and_sign(goal, now, start, size)
+        point = np.clip(point, 0, size)
+        want = wanted_velocity(goal, position, now, start, size)
+        strength = best_strength(want, position, velocity, sim.mass[b, :n], point, sign)
+        kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
+    actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, REACH
 
 
 def noop_actions(worlds):

@@ -69,13 +69,14 @@ class Worlds:
         self.operator = ActionOperator(self.sim)
         self.size = np.array([width, height], float)
         self.max_steps, self.n_particles = max_steps, n_particles
-        chosen = [G.Goal.parse(str(goal)) for goal in goals] if goals else list(G.GOALS)
+        chosen = [G.parse(str(goal)) for goal in goals] if goals else list(G.GOALS)
         self.choices, self.sentences = chosen, sentences_by_goal(split)
         space = action_space(width, height, max_particles)
         self.action_low, self.action_high = space.low, space.high
         self.seeds, self.episode = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.steps, self.initial = np.zeros(count, np.int64), np.full(count, n_particles)
-        self.goals, self.texts = [chosen[0]] * count, [""] * count
+        self.goals, self.texts = [chosen[0]] * count, [""] * count      # Plans, and how they are said
+        self.phase = np.zeros(count, np.int64)
         self.now = G.Summary.of(self.sim, self.initial)
         self.start = self.now[slice(None)]
         self.now = G.Summary.of(self.sim, self.initial)
@@ -86,7 +87,7 @@ class Worlds:
             rng = np.random.default_rng([self.seeds[b], self.episode[b]])
             drawn = self.choices[rng.integers(len(self.choices))]
             self.goals[b] = goal = goals[i] if goals is not None and goals[i] is not None else drawn
-            known = self.sentences[str(goal)]
+            known = self.sentences.get(str(goal)) or [str(goal)]      # no sentence known: as it is written
             text = known[rng.integers(len(known))]
             self.texts[b] = texts[i] if texts is not None and texts[i] is not None else text
             self.sim.clear(np.array([b]), np.array([rng.integers(2**63)], np.uint64))
@@ -95,11 +96,19 @@ class Worlds:
                                     "conductivity"), state, strict=True):
                 getattr(self.sim, name)[b, :self.n_particles] = value
             self.sim.count[b] = self.n_particles
-            self.steps[b] = 0
+            self.steps[b] = self.phase[b] = 0
             self.episode[b] += 1
         summary = G.Summary.of(self.sim, self.initial, worlds)
         self.now[worlds] = summary
         self.start[worlds] = summary
+
+    def active(self):
+        """The goals that count now, each with the worlds [b] that have it in their plan's present phase."""
+        table = {}
+        for b, (plan, phase) in enumerate(zip(self.goals, self.phase, strict=True)):
+            for goal in plan.phases[phase]:
+                table.setdefault(goal, []).append(b)
+        return [(goal, np.array(worlds)) for goal, worlds in table.items()]
 
     def step(self, actions):
         """-> rewards float32 [B], success bool [B], truncated bool [B], action status codes [B]."""
@@ -107,19 +116,24 @@ class Worlds:
         self.sim.step(field)
         before, self.now = self.now, G.Summary.of(self.sim, self.initial)
         self.steps += 1
-        rewards, success = np.zeros(len(self.goals), np.float32), np.zeros(len(self.goals), bool)
-        for goal in set(self.goals):
-            b = np.flatnonzero([g == goal for g in self.goals])
-            now, then, start = self.now[b], before[b], self.start[b]
-            success[b] = G.reached(goal, now, start, self.size)
-            rewards[b] = G.reward(goal, now, then, start, self.size)
-        rewards += G.SUCCESS_REWARD * success
+        rewards, met = np.zeros(len(self.goals), np.float32), np.ones(len(self.goals), bool)
+        for goal, b in self.active():
+            now, start = self.now[b], self.start[b]
+            met[b] &= G.reached(goal, now, start, self.size)
+            share = np.array([len(self.goals[i].phases[self.phase[i]]) for i in b])
+            rewards[b] += G.reward(goal, now, before[b], start, self.size) / share
+        phases = np.array([len(plan.phases) for plan in self.goals])
+        rewards += G.SUCCESS_REWARD / phases * met
+        success = met & (self.phase == phases - 1)
+        on = np.flatnonzero(met & ~success)        # the next phase is measured from here
+        self.phase[on] += 1
+        self.start[on] = self.now[on]
         return rewards, success, ~success & (self.steps >= self.max_steps), status
 
     def state(self):
         """Everything the future depends on, as plain arrays and strings; `restore` takes it back."""
         sim = {name: getattr(self.sim, name).copy() for name in self.sim.STATE}
-        own = {name: getattr(self, name).copy() for name in ("seeds", "episode", "steps")}
+        own = {name: getattr(self, name).copy() for name in ("seeds", "episode", "steps", "phase")}
         summaries = {f"{which}_{name}": getattr(getattr(self, which), name).copy()
                      for which in ("now", "start") for name in G.Summary.__dataclass_fields__}
         return sim | own | summaries | {"goals": [str(goal) for goal in self.goals], "texts": list(self.texts)}
@@ -127,12 +141,12 @@ class Worlds:
     def restore(self, state):
         for name in self.sim.STATE:
             getattr(self.sim, name)[:] = state[name]
-        for name in ("seeds", "episode", "steps"):
+        for name in ("seeds", "episode", "steps", "phase"):
             getattr(self, name)[:] = state[name]
         for which in ("now", "start"):
             for name in G.Summary.__dataclass_fields__:
                 getattr(getattr(self, which), name)[:] = state[f"{which}_{name}"]
-        self.goals, self.texts = [G.Goal.parse(goal) for goal in state["goals"]], list(state["texts"])
+        self.goals, self.texts = [G.parse(goal) for goal in state["goals"]], list(state["texts"])
 
 
 def _spaces(worlds):
@@ -167,7 +181,7 @@ class ParticleVectorEnv(VectorEnv):
             self._seeds = np.random.default_rng(seed)
         seeds = seed + np.arange(self.num_envs) if isinstance(seed, int | np.integer) else np.asarray(seed)
         self.worlds.seeds[:], self.worlds.episode[:] = seeds, 0
-        goals = [g and G.Goal.parse(str(g)) for g in (options or {}).get("goals", [None] * self.num_envs)]
+        goals = [g and G.parse(str(g)) for g in (options or {}).get("goals", [None] * self.num_envs)]
         self.worlds.begin(np.arange(self.num_envs), goals, (options or {}).get("texts"))
         return self._observe(), {}
 
@@ -206,7 +220,7 @@ class ParticleVectorEnv(VectorEnv):
         other = rng.random(self.num_envs) < share
         worlds.goals = [worlds.choices[rng.integers(len(worlds.choices))] if change else goal
                         for goal, change in zip(goals, other, strict=True)]
-        known = [worlds.sentences[str(goal)] for goal in worlds.goals]
+        known = [worlds.sentences.get(str(goal)) or [str(goal)] for goal in worlds.goals]
         asked, actions = tuple(k[rng.integers(len(k))] for k in known), self.expert_actions()
         worlds.goals, worlds.texts = goals, texts
         return asked, actions
@@ -254,10 +268,10 @@ class ParticleEnv(gymnasium.Env):
         wish, goal, text = (options or {}).get("goal"), None, None
         if wish is not None:
             try:
-                goal = G.Goal.parse(str(wish))
+                goal = G.parse(str(wish))
             except G.GoalError:
                 text, read = str(wish), read_goal(str(wish))
-                goal = G.Goal.parse(read) if read else None
+                goal = G.parse(read) if read else None
         self.scored = wish is None or goal is not None
         self.worlds.begin(np.array([0]), [goal], [text])
         return self._observe(), self._info()

@@ -7,45 +7,104 @@ import pytest
 from simulator import goals as G
 from simulator.action_operator import Action, ActionType
 from simulator.core import ParticleSimulator
-from simulator.goal_env import Worlds
-from simulator.goals import GOALS, Goal, GoalError, Summary
+from simulator.evaluation import run_episodes
+from simulator.goal_env import ParticleVectorEnv, Worlds
+from simulator.goals import Goal, GoalError, Summary, parse
 from simulator.kernels import MAX_RADIUS, MIN_RADIUS
 
 SIZE = np.array([64.0, 64.0])
 NO_NOISE = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0}
+GOALS = [plan.goals[0] for plan in G.GOALS]
 ids = [str(goal) for goal in GOALS]
 
 
-def state(centroid=(32, 32), extent=(6, 8), speed=0.0, temperature=4.0):
+def state(centroid=(32, 32), extent=(6, 8), speed=0.0, temperature=4.0, positions=((10, 10), (40, 50), (20, 20))):
     """One world's Summary; with the defaults the spread is 10."""
     extent = np.array([extent], float)
     return Summary(np.array([centroid], float), extent, np.sqrt((extent**2).sum(-1)), np.array([float(speed)]),
-                   np.array([float(temperature)]))
+                   np.array([float(temperature)]), np.array([positions], float))
 
 
 # --- notation ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("goal", GOALS, ids=ids)
-def test_parse_reads_what_str_writes(goal):
-    assert Goal.parse(str(goal)) == goal
-    assert Goal.parse(f"  {str(goal).replace('=', ' = ')} ") == goal
+def any_goal(rng):
+    """A random goal, written with random spaces."""
+    some = lambda *values: values[rng.integers(len(values))]
+    ids = rng.permutation(256)[:rng.integers(2, 6)]
+    low, high = sorted(rng.uniform(0, 64, 2).round(rng.integers(0, 17)).tolist())
+    bounds = rng.permutation([f"{axis}{side}{at!r}" for axis in "xy" for side, at in ((">", low), ("<", high + 1))])
+    text = some(f"push(direction={some(*G.DIRECTIONS)})",
+                f"push(direction={some(*G.DIRECTIONS)}, distance={rng.uniform(1, 60)})", "cluster()",
+                f"cluster(ids=[{','.join(map(str, ids))}])", "spread()", "heat()", "cool()", "vibrate()",
+                f"{some('heat', 'cool')}({some('to', 'by')}={rng.uniform(0.1, 10)})", f"align(axis={some(*G.AXES)})",
+                f"move_to(region={some(*G.REGIONS)})", f"move_toward({ids[0]}, {ids[1]})",
+                f"move_to(id={ids[0]}, {', '.join(bounds[:rng.integers(1, 5)])})")
+    for mark in ",()=[]":
+        text = text.replace(mark, some("", " ") + mark + some("", " "))
+    return text
+
+
+def test_ten_thousand_random_plans_round_trip():
+    rng = np.random.default_rng(0)
+    for _ in range(10_000):
+        phases = [[any_goal(rng) for _ in range(rng.integers(1, 4))] for _ in range(rng.integers(1, 4))]
+        plan = parse("  THEN ".join(" AND ".join(phase) for phase in phases))
+        assert parse(str(plan)) == plan and [len(phase) for phase in plan.phases] == [len(phase) for phase in phases]
+        assert all(Goal.parse(str(goal)) == goal for goal in plan.goals)
+
+
+def test_parse_by_hand():
+    assert parse("push(direction=left, distance=12)").phases == ((Goal("push", "left", 12.0),),)
+    assert parse("move_to(id=1, y<20, x>48)").goals == (Goal("move_to", ids=(1,), bounds=((0, ">", 48), (1, "<", 20))),)
+    assert parse("move_toward(1, 2)").goals == (Goal("move_toward", ids=(1, 2)),)
+    assert parse("cluster(ids=[3,1,2])").goals[0].ids == (3, 1, 2) and parse("heat(to=3)").goals[0].amount == 3
+    plan = parse("cluster() AND heat() THEN spread()")
+    assert plan.phases == ((Goal("cluster"), Goal("heat")), (Goal("spread"),))
+    assert str(plan) == "cluster() AND heat() THEN spread()"
+    assert str(parse("move_to(id=1,x>48,y<20)")) == "move_to(id=1, x>48, y<20)"
+    with pytest.raises(GoalError, match="one is wanted"):
+        Goal.parse("heat() AND cool()")
 
 
 def test_all_goals():
     assert len(GOALS) == len(set(GOALS)) == 4 + 1 + 1 + 1 + 1 + 1 + 5 + 2
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("fly()", "unknown goal 'fly': goals are push, cluster"), ("", "cannot read the goal ''"),
-    ("cluster", "write it like push"), ("cluster(", "cannot read"),
-    ("push()", "direction= one of left, right, up, down"),
-    ("push(direction=north)", "not 'north'"), ("push(region=left)", "no argument 'region'"),
-    ("push(left)", "no argument 'left'"), ("cluster(axis=1)", "no argument 'axis'"),
-    ("align(axis=diagonal)", "horizontal, vertical"), ("move_to(region=)", "region= one of center"),
-    ("push(direction=left", "cannot read"), ("fly(a=b)", "unknown goal")])
-def test_a_goal_that_is_none_is_told_what_would_be_right(text, message):
+MALFORMED = [     # text, the character at fault (from 1), what is said to be wanted
+    ("", 1, "push, cluster"), ("   ", 4, "push, cluster"), ("fly()", 1, "push, cluster"),
+    ("Push(direction=up)", 1, "push"),
+    ("(cluster())", 1, "push"), ("1", 1, "push"), ("AND heat()", 1, "push"), ("왼쪽으로", 1, "push"),
+    ("cluster", 8, '"("'), ("cluster[]", 8, '"("'), ("cluster(", 9, "ids="), ("cluster(1)", 9, "ids="),
+    ("cluster(ids)", 12, "ids="), ("cluster(ids=1)", 13, "ids="), ("cluster(ids=[])", 14, "number"),
+    ("cluster(ids=[1])", 15, '","'), ("cluster(ids=[1,])", 16, "number"), ("cluster(ids=[1,2)", 17, '"]"'),
+    ("cluster(ids=[1,2]", 18, '")"'), ("cluster(ids=[1,1])", 16, "another"), ("cluster(ids=[1,256])", 16, "255"),
+    ("cluster(ids=[1,-2])", 16, "number"), ("cluster(ids=[1,2.5])", 16, "number"), ("cluster())", 10, "the end"),
+    ("spread(2)", 8, '")"'), ("vibrate(to=3)", 9, '")"'), ("push()", 6, "direction="), ("push(left)", 6, "direction="),
+    ("push(direction)", 15, '"="'), ("push(direction=)", 16, "left, right"),
+    ("push(direction=north)", 16, "left, right"),
+    ("push(direction=left", 20, '")"'), ("push(direction=left distance=3)", 21, '")"'),
+    ("push(direction=left, far=3)", 22, "distance="), ("push(direction=left, distance=0)", 31, "from 1 to 1000"),
+    ("push(direction=left, distance=-3)", 31, "a number"), ("push(direction=left, distance=inf)", 31, "a number"),
+    ("heat(3)", 6, "to or by"), ("heat(to=11)", 9, "from 0 to 10"), ("cool(by=0)", 9, "from 0.1 to 10"),
+    ("heat(to=1, by=2)", 10, '")"'), ("align(axis=diagonal)", 12, "horizontal"), ("move_to()", 9, "region= or id="),
+    ("move_to(region=middle)", 16, "center, top_left"), ("move_to(id=1)", 13, '","'),
+    ("move_to(id=1, z>3)", 15, "x or y"),
+    ("move_to(id=1, x=3)", 16, '">" or "<"'), ("move_to(id=1, x>3, x>4)", 20, "not given before"),
+    ("move_to(id=1, x>40, x<20)", 21, "a place between"), ("move_toward(1)", 14, '","'),
+    ("move_toward(1, 1)", 16, "another particle"), ("heat() AND", 11, "push, cluster"), ("heat() THEN ", 13, "push"),
+    ("heat() cool()", 8, "AND, THEN"), ("heat() and cool()", 8, "AND, THEN"), ("heat() ANDcool()", 8, "AND, THEN"),
+    ("heat(); cool()", 7, "AND, THEN")]
+
+
+@pytest.mark.parametrize(("text", "character", "wanted"), MALFORMED)
+def test_a_malformed_goal_is_told_where_and_what(text, character, wanted):
     with pytest.raises(GoalError) as caught:
-        Goal.parse(text)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+        parse(text)
+    message = str(caught.value)
+    assert f"at character {character} expected" in message and wanted in message and "\n" not in message
+
+
+def test_enough_malformed_goals():
+    assert len({text for text, *_ in MALFORMED}) >= 50
 
 
 # --- measures ---------------------------------------------------------------------------------------------------
@@ -92,6 +151,19 @@ EDGES = [
     ("align(axis=horizontal)", {"extent": (6.01, 3)}, {"extent": (5.99, 3)}),                          # twice as long
     ("align(axis=vertical)", {"extent": (4.479, 9)}, {"extent": (4.481, 9)}),
     ("align(axis=vertical)", {"extent": (3, 6.01)}, {"extent": (3, 5.99)}),
+    ("push(direction=left, distance=5)", {"centroid": (26.99, 32)}, {"centroid": (27.01, 32)}),
+    ("heat(to=6)", {"temperature": 6.001}, {"temperature": 5.999}), ("heat(by=1)", {"temperature": 5},
+     {"temperature": 4.99}),
+    ("cool(to=3)", {"temperature": 2.999}, {"temperature": 3.001}), ("cool(by=1)", {"temperature": 3},
+     {"temperature": 3.01}),
+    # the particles of the start lie at (10,10), (40,50), (20,20); 0.15 W = 9.6
+    ("move_to(id=0, x>48)", {"positions": [(48.01, 3), (0, 0), (0, 0)]}, {"positions": [(47.99, 3), (60, 0), (60, 0)]}),
+    ("move_to(id=2, x<16, y>48)", {"positions": [(0, 0), (0, 0), (15.9, 48.1)]},
+     {"positions": [(0, 0), (0, 0), (15.9, 47.9)]}),
+    ("move_toward(0, 2)", {"positions": [(10, 10), (0, 0), (10, 19.5)]}, {"positions": [(10, 10), (0, 0), (10, 19.7)]}),
+    # particles 0 and 2 are 10 sqrt(2) apart, their spread is half of that: 0.6 of it is reached 6 sqrt(2) apart
+    ("cluster(ids=[0,2])", {"positions": [(10, 10), (64, 64), (15.99, 15.99)]},
+     {"positions": [(10, 10), (10, 10), (16.01, 16.01)]}),
 ]
 
 
@@ -103,7 +175,8 @@ def test_reached_just_inside_and_not_just_outside(goal, inside, outside):
 
 
 def test_every_goal_has_an_edge_above():
-    assert {goal for goal, *_ in EDGES} == set(ids)
+    assert {goal for goal, *_ in EDGES} > set(ids)
+    assert {goal.partition("(")[0] for goal, *_ in EDGES} == set(G.KINDS)
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------
@@ -119,6 +192,12 @@ def test_every_goal_has_an_edge_above():
     ("vibrate()", {}, {"speed": 1.5}, 0.015), ("vibrate()", {"speed": 1.5}, {"speed": 1.5}, 0.015),
     ("move_to(region=center)", {"centroid": (32, 50)}, {"centroid": (32, 46)}, 0.2),
     ("move_to(region=top_left)", {"centroid": (14.08, 40)}, {"centroid": (14.08, 42)}, -0.1),
+    # 20 px left and 30 px up of what is wanted: 5 px nearer along y; then beyond the bound, which pays no more
+    ("move_to(id=0, x>30, y>40)", {},
+     {"positions": [(10, 15), (0, 0), (0, 0)]}, 0.05 * (np.hypot(20, 30) - np.hypot(20, 25))),
+    ("move_to(id=0, x>12)", {}, {"positions": [(30, 10), (0, 0), (0, 0)]}, 0.05 * 2),
+    ("move_toward(0, 2)", {}, {"positions": [(13, 14), (0, 0), (19, 22)]}, 0.05 * (np.sqrt(200) - 10)),
+    ("cluster(ids=[0,2])", {}, {"positions": [(12, 10), (0, 0), (18, 18)]}, 0.05 * (np.sqrt(50) - 5)),
     ("align(axis=horizontal)", {}, {"extent": (6, 6)}, 0.1), ("align(axis=vertical)", {}, {"extent": (9, 8)}, -0.15)])
 def test_reward_by_hand(goal, before, now, wanted):
     given = G.reward(Goal.parse(goal), state(**now), state(**before), state(), SIZE)
@@ -146,7 +225,7 @@ def test_reward_is_bounded(goal):
     def anything():
         extent = rng.uniform(0, 30, (500, 2))
         return Summary(rng.uniform(0, 64, (500, 2)), extent, np.sqrt((extent**2).sum(-1)), rng.uniform(0, 10, 500),
-                       rng.uniform(0, 10, 500))
+                       rng.uniform(0, 10, 500), rng.uniform(0, 64, (500, 8, 2)))
     rewards = G.reward(goal, anything(), anything(), anything(), SIZE)
     assert np.isfinite(rewards).all() and (np.abs(rewards) <= bound).all()
     assert rewards.max() > 0 and (rewards.min() >= 0) == (goal.kind == "vibrate")
@@ -183,6 +262,63 @@ def test_added_particles_do_not_count(goal):
     assert all(a[0] == b[0] and not b[1] for a, b in results)
 
 
+# --- plans ------------------------------------------------------------------------------------------------------
+def test_goals_at_once_share_the_reward_and_both_must_hold():
+    """2 px/step to the left pay 0.1 for the push; half of it with a second goal, which is never reached."""
+    noop = Action(ActionType.NOOP).to_vector()[None]
+    worlds = drifting("push(direction=left) AND heat()", (-2, 0))
+    steps = [worlds.step(noop) for _ in range(8)]
+    np.testing.assert_allclose([rewards[0] for rewards, *_ in steps], [0.05] * 7 + [0.002], atol=1e-6)
+    assert not any(success[0] for _, success, *_ in steps)
+    worlds.sim.temperature[:] = 5       # 0.1 * 3, the most there is to gain, and 1
+    rewards, success, truncated, _ = worlds.step(noop)
+    assert success[0] and not truncated[0]
+    np.testing.assert_allclose(rewards, [0.15 + 1], atol=1e-6)
+
+
+def test_the_next_phase_is_measured_from_where_the_first_was_reached():
+    """2 px/step: 8 px are reached at step 4, where half of the success is paid; 5 more px take 3 steps more."""
+    noop = Action(ActionType.NOOP).to_vector()[None]
+    worlds = drifting("push(direction=left, distance=8) THEN push(direction=left, distance=5)", (-2, 0))
+    steps = [worlds.step(noop) for _ in range(7)]
+    np.testing.assert_allclose([rewards[0] for rewards, *_ in steps], [0.1] * 3 + [0.6, 0.1, 0.1, 0.55], atol=1e-6)
+    assert [bool(success[0]) for _, success, *_ in steps] == [False] * 6 + [True]
+
+
+def test_a_plan_goes_on_after_a_restore():
+    plan = "push(direction=left, distance=8) THEN push(direction=left, distance=5)"
+    noop, worlds, other = Action(ActionType.NOOP).to_vector()[None], drifting(plan, (-2, 0)), drifting("heat()", (0, 0))
+    for _ in range(5):
+        worlds.step(noop)
+    other.restore(worlds.state())
+    assert other.phase[0] == 1
+    for _ in range(2):
+        one, two = worlds.step(noop), other.step(noop)
+        assert one[0] == two[0] and one[1] == two[1]
+
+
+@pytest.mark.parametrize(("plan", "wrong"), [
+    ("move_to(id=8, x>48)", "a goal that fits"), ("move_to(id=0, x>63)", "a goal that fits"),
+    ("push(direction=left, distance=60)", "a goal that fits"), ("cool(to=9)", "a goal that fits")])
+def test_a_goal_that_does_not_fit_into_the_world_is_refused(plan, wrong):
+    worlds = Worlds(1, goals=[plan])
+    with pytest.raises(GoalError, match=wrong):
+        worlds.begin(np.array([0]))
+
+
+@pytest.mark.parametrize("plan", [
+    "move_to(id=1, x>48)", "move_to(id=7, x<16, y<16)", "move_toward(1, 2)", "cluster(ids=[1,2,3])", "heat(by=5)",
+    "cool(to=1)", "push(direction=up, distance=20)", "push(direction=left) AND heat()", "cluster() AND cool()",
+    "move_to(id=1, x>48) AND heat()", "heat() THEN push(direction=up)", "cluster() THEN spread() THEN heat()"])
+def test_the_expert_reaches_every_kind_of_plan(plan):
+    env = ParticleVectorEnv(32, max_steps=64)
+    seeds, plans = 1000 + np.arange(32), [parse(plan)] * 32
+    result = run_episodes(env, lambda obs, worlds: env.expert_actions()[worlds], seeds, plans)
+    assert result["success"].sum() >= 30
+    nothing = run_episodes(env, lambda obs, worlds: env.noop_actions()[worlds], seeds, plans)
+    assert nothing["success"].sum() <= 1
+
+
 # --- starts -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("side", [32, 64, 128])
 @pytest.mark.parametrize("goal", GOALS, ids=ids)
@@ -190,7 +326,7 @@ def test_starts_are_fair(goal, side):
     """50 of each: finite, within the walls, at rest, not reached already, and not twice the same."""
     size, centroids = np.array([side, side], float), []
     for seed in range(50):
-        start = G.start_state(goal, np.random.default_rng(seed), size, 8)
+        start = G.start_state(parse(str(goal)), np.random.default_rng(seed), size, 8)
         position, velocity, radius, mass, charge, temperature, _ = start
         assert all(np.isfinite(values).all() for values in start)
         assert (position >= radius[:, None]).all() and (position <= size - radius[:, None]).all()
@@ -198,7 +334,7 @@ def test_starts_are_fair(goal, side):
         offset = position - position.mean(0)
         extent = offset.std(0)[None]
         now = Summary(position.mean(0)[None], extent, np.sqrt((extent**2).sum(-1)), np.zeros(1),
-                      temperature.mean()[None])
+                      temperature.mean()[None], position[None])
         assert not G.reached(goal, now, now, size)[0]
         centroids.append(tuple(position.mean(0)))
     assert len(set(centroids)) == 50
@@ -206,7 +342,7 @@ def test_starts_are_fair(goal, side):
 
 @pytest.mark.parametrize("side", [32, 64, 128])
 def test_start_radii_are_those_of_the_simulator(side):
-    radii = [G.start_state(GOALS[0], np.random.default_rng(seed), np.array([side, side], float), 8)[2]
+    radii = [G.start_state(G.GOALS[0], np.random.default_rng(seed), np.array([side, side], float), 8)[2]
              for seed in range(20)]
     assert np.min(radii) >= MIN_RADIUS and np.max(radii) <= MAX_RADIUS
 
@@ -219,7 +355,7 @@ def test_impossible_starts_end(goal, size, n):
     old = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
-        G.start_state(Goal.parse(goal), np.random.default_rng(0), np.array(size, float), n)
+        G.start_state(parse(goal), np.random.default_rng(0), np.array(size, float), n)
     except ValueError:
         pass                                                              # a refusal would do
     finally:

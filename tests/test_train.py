@@ -121,7 +121,7 @@ def bad(capsys, *words, says):
 
 def test_bad_input(capsys, tmp_path, trained):
     here = f"train.output_dir:={tmp_path / 'out'}"
-    bad(capsys, *SMALL, here, "env.goals=['jump()']", says="unknown goal 'jump'")
+    bad(capsys, *SMALL, here, "env.goals=['jump()']", says="expected one of push, cluster.*found 'jump'")
     bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*vlm_tiny")
     bad(capsys, *SMALL, "train.output_dir:=/proc/nowhere", says="cannot write")
     bad(capsys, f"train.resume={tmp_path}/none.pt", says="no checkpoint")
