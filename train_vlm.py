@@ -25,6 +25,9 @@ import threading
 import time
 from pathlib import Path
 
+if __name__ == "__main__":      # sleeping threads: spinning ones collapse where anything else uses the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import torch
 from tqdm import tqdm

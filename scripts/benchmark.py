@@ -196,6 +196,7 @@ def main(argv=None):
     for name in BENCHMARKS:
         commands.add_parser(name).add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
     results = BENCHMARKS[arguments.command]()
     for name, value in results.items():
         print(f"{name:28} {value:>14,.2f}" if isinstance(value, float) else f"{name:28} {value:>14,}")

@@ -27,6 +27,7 @@ def main(argv=None):
     if args.json and (args.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
     import config
     from models.checkpoint import CheckpointError
     from models.vlm_policy import VLMPolicy

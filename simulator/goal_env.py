@@ -9,6 +9,7 @@ Success terminates, `max_steps` truncates. Every step executes the action and ad
     ParticleEnv          Gymnasium's Env, registered as FlexibleWorld/Particles-v0
     GoalConditionedEnv   one world with the small API of the notebook example
 """
+import re
 import string
 from functools import cache
 
@@ -26,6 +27,16 @@ from simulator.language import load_sentences, read_goal
 
 CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
     chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
+
+
+WRITTEN = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
+
+
+def read_plan(text):
+    """The Plan that `text` asks for, a sentence or a goal in the goal language; None for a sentence that is not
+    understood, GoalError for a goal that is written wrongly."""
+    goal = text if WRITTEN.match(text) else read_goal(text)
+    return G.parse(goal) if goal else None
 
 
 class HybridAction(spaces.Box):
@@ -265,15 +276,11 @@ class ParticleEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.worlds.seeds[0] = self.np_random.integers(2**31) if seed is None else seed
         self.worlds.episode[0] = 0
-        wish, goal, text = (options or {}).get("goal"), None, None
-        if wish is not None:
-            try:
-                goal = G.parse(str(wish))
-            except G.GoalError:
-                text, read = str(wish), read_goal(str(wish))
-                goal = G.parse(read) if read else None
+        wish = (options or {}).get("goal")
+        goal = None if wish is None else read_plan(str(wish))
+        text = str(wish) if goal is None or not WRITTEN.match(str(wish)) else None
         self.scored = wish is None or goal is not None
-        self.worlds.begin(np.array([0]), [goal], [text])
+        self.worlds.begin(np.array([0]), [goal], [None if wish is None else text])
         return self._observe(), self._info()
 
     def step(self, action):

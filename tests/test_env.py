@@ -9,7 +9,8 @@ from gymnasium.vector import AutoresetMode
 
 from simulator.action_operator import ActionStatus
 from simulator.evaluation import run_episodes
-from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv
+from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, sentences_by_goal
+from simulator.goals import GoalError
 from simulator.language import read_goal
 
 NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
@@ -332,3 +333,15 @@ def test_scripted_actions_are_actions(name):
                "random": lambda: env.random_actions(np.random.default_rng(0))}[name]()
     assert actions.dtype == np.float32 and env.action_space.contains(actions)
     assert (env.step(actions)[-1]["action_status"] != ActionStatus.CLIPPED).all() or name == "random"
+
+
+def test_a_goal_in_the_goal_language_or_in_words():
+    env = ParticleEnv()
+    obs, info = env.reset(seed=0, options={"goal": "push(direction=left)"})
+    assert info["goal"] == "push(direction=left)" and obs["goal"] in sentences_by_goal()["push(direction=left)"]
+    obs, info = env.reset(seed=0, options={"goal": "move_to(id=1,x>48) AND heat()"})
+    assert obs["goal"] == info["goal"] == "move_to(id=1, x>48) AND heat()"      # no sentence says this yet
+    obs, info = env.reset(seed=0, options={"goal": "push (gently) to the left"})
+    assert obs["goal"] == "push (gently) to the left"
+    with pytest.raises(GoalError, match="at character 10"):
+        env.reset(seed=0, options={"goal": "heat(to=3"})
