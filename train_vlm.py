@@ -240,7 +240,12 @@ def train(config, resume=None):
         policy = build_policy(config, env.single_action_space, Path(base)).to(device)
     folder = Path(config.train.output_dir)
     with claim(folder, keep=resume is not None):
-        return _train(config, env, policy, folder, resume)
+        try:
+            return _train(config, env, policy, folder, resume)
+        except OSError as error:
+            state = f"; go on with train.resume:={folder / STATE}" if (folder / STATE).exists() else ""
+            raise UserError(f"cannot write to {folder} ({error.strerror or error}): free some space or give another "
+                            f"train.output_dir{state}") from None
 
 
 def _train(config, env, policy, folder, resume):
@@ -426,6 +431,9 @@ def read_config(argv):
     if resume[2] is None:
         raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE} beside it")
     others = [word for word in argv if not word.startswith("train.resume")]
+    for word in others:
+        if word.partition(".")[0] in ("model", "world", "physics", "env") or word.startswith("seed"):
+            raise UserError(f"a resumed run keeps its seed, model and world: leave out {word!r}")
     return configuration.from_dict(resume[0]["config"], others), resume
 
 

@@ -127,6 +127,7 @@ def test_bad_input(capsys, tmp_path, trained):
     bad(capsys, f"train.resume={tmp_path}/none.pt", says="no checkpoint")
     bad(capsys, f"train.resume={trained}/vlm_best.pt", says="vlm_state.pt")
     bad(capsys, f"train.resume={trained}/vlm_state.pt", "vlm_full", says="keeps its presets")
+    bad(capsys, f"train.resume={trained}/vlm_state.pt", "world.width=100", says="keeps its seed, model and world")
     for words in (["vlm_tinny"], ["vlm_tiny", "train.lrr=1"], ["vlm_tiny", "train.lr=fast"]):
         with pytest.raises(SystemExit) as stop:
             train_vlm.main(words)
