@@ -37,6 +37,7 @@ SHARE = (float, 'a number from 0 to 1', lambda v: 0 <= v <= 1)
 BELOW_1 = (float, 'a number from 0 to below 1', lambda v: 0 <= v < 1)
 INSIDE = (float, 'a number above 0 and below 1', lambda v: 0 < v < 1)
 NATURAL = (int, 'a whole number from 0 up', lambda v: v >= 0)
+FEW = (int, 'a whole number from 0 to 256', lambda v: 0 <= v <= 256)
 COUNT = (int, 'a whole number from 1 up', lambda v: v >= 1)
 CROWD = (int, 'a whole number from 1 to 256', lambda v: 1 <= v <= 256)
 PIXELS = (int, 'a whole number from 16 up', lambda v: v >= 16)  # the largest particle is 10 wide
@@ -72,7 +73,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'train.output_dir': ('checkpoints', NAME, 'folder of checkpoints and logs'),
     'train.resume': ('', TEXT, 'state file to go on from'),
     'train.save_every': (10, COUNT, 'PPO iterations between resumable saves'),
-    'train.threads': (0, NATURAL, 'torch threads; 0: as torch chooses'),
+    'train.threads': (0, FEW, 'torch threads; 0: as torch chooses'),
     'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
     'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
     'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
@@ -100,7 +101,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'physics.em_force_strength': (5.0, NOT_NEGATIVE, 'strength of the force between charges'),
     'physics.em_force_radius': (15.0, POSITIVE, 'reach of the force between charges, pixels'),
     'physics.substeps': (3, COUNT, 'substeps per step'),
-    'physics.dt': (1.0, POSITIVE, 'time per step'),
+    'physics.dt': (1.0, (float, 'a number from 0.01 to 100', lambda v: 0.01 <= v <= 100), 'time per step'),
     'physics.vibration_scale': (0.5, NOT_NEGATIVE, 'how far temperature shakes positions'),
     'physics.heat_dissipation': (0.02, SHARE, 'temperature lost to the surroundings per step, share'),
     'physics.thermal_radiation_rate': (0.01, NOT_NEGATIVE, 'heat radiated to near particles per step'),
@@ -311,6 +312,8 @@ def _reject_contradictions(c):
     for key, value, bound, most in limits:
         if value > most:
             raise ConfigError(f'{key} is {value}, more than {bound}, which is {most}')
+    if not c.model.heads.hidden:
+        raise ConfigError('model.heads.hidden is empty: give the width of one layer at least, as in [128]')
     if c.model.vlm.use_lora and not c.model.vlm.lora_targets:
         raise ConfigError('model.vlm.use_lora is True and model.vlm.lora_targets is empty: name the layers')
 
@@ -379,6 +382,7 @@ def _misfit(key, given, text=''):
     example = f'{key}={default}'
     if isinstance(default, str):
         example = shlex.quote(f'{key}:={text or default or "TEXT"}')
+        words = f':= and {words}' if text else words
     elif isinstance(default, list):
         words = f'a list, each item {words}'
         example = f'"{key}={default or ["TEXT"]}"'  # quoted, for the shell would strip the inner quotes

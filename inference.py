@@ -64,8 +64,8 @@ def main(argv=None):
         return fail("--goal is empty: say what to do, as in --goal \"move the particles left\"")
     if not args.goal.isprintable() or any(0xD800 <= ord(character) < 0xE000 for character in args.goal):
         return fail("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
-    if args.seed < 0 or (args.steps is not None and args.steps < 1):
-        return fail("--seed takes a whole number from 0 up and --steps one from 1 up")
+    if not 0 <= args.seed < 2**32 or (args.steps is not None and args.steps < 1):
+        return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
     folder = args.output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or args.output.is_dir():
         return fail(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
@@ -125,4 +125,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -186,8 +186,12 @@ class Log:
         self.wandb = None
         if config.log.wandb != "disabled":
             import wandb
-            self.wandb = wandb.init(project=config.log.project, name=config.log.run_name or None, dir=str(folder),
-                                    mode=config.log.wandb, config=config.to_dict())
+            try:
+                self.wandb = wandb.init(project=config.log.project, name=config.log.run_name or None, dir=str(folder),
+                                        mode=config.log.wandb, config=config.to_dict())
+            except wandb.Error as error:
+                raise UserError(f"W&B cannot be started ({str(error).splitlines()[0]}): log in with `wandb login`, or "
+                                "give log.wandb:=offline") from None
 
     def write(self, row):
         self.rows.append(row)
@@ -234,8 +238,13 @@ def train(config, resume=None):
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     device = pick_device(config.device)
-    env = make_env(config)
-    env.reset(seed=0)       # worlds that cannot be started are refused now, before anything is written
+    try:
+        env = make_env(config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    # worlds that cannot be started are refused now, before anything is written
+    probe = make_env(config, num_envs=64)
+    probe.reset(seed=0, options={"goals": probe.balanced_goals(64)})
     with tempfile.TemporaryDirectory() as base:
         policy = build_policy(config, env.single_action_space, Path(base)).to(device)
     folder = Path(config.train.output_dir)
@@ -315,6 +324,8 @@ def _train(config, env, policy, folder, resume):
                 if at["unit"] + 1 == units["bc"]:
                     row |= evaluate()
                 finish_unit(row)
+                if at["unit"] % config.train.save_every == 0:
+                    save_state()
                 bar.set_postfix_str(" ".join(f"{k.split('/')[1]} {row[k]:.3f}" for k in (
                     "train/bc_loss", "eval/success_rate") if k in row), refresh=False)
                 bar.update()
@@ -432,9 +443,11 @@ def read_config(argv):
         raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE} beside it")
     others = [word for word in argv if not word.startswith("train.resume")]
     for word in others:
-        if word.partition(".")[0] in ("model", "world", "physics", "env") or word.startswith("seed"):
-            raise UserError(f"a resumed run keeps its seed, model and world: leave out {word!r}")
-    return configuration.from_dict(resume[0]["config"], others), resume
+        if word.startswith(("seed", "model.", "world.", "physics.", "env.", "vlm.bc_", "train.output_dir")):
+            raise UserError("a resumed run keeps its seed, model, world, demonstrations and folder (that of the state "
+                            f"file): leave out {word!r}")
+    config = configuration.from_dict(resume[0]["config"], [*others, f"train.output_dir:={Path(paths[-1]).parent}"])
+    return config, resume
 
 
 def main(argv=None):
@@ -446,6 +459,9 @@ def main(argv=None):
     except (UserError, checkpoint.CheckpointError, configuration.ConfigError, GoalError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -44,11 +45,16 @@ def save(path, meta, weights, state=None):
 def load(path):
     """-> (meta dict, weights, state or None). CheckpointError in one line if that is not to be had."""
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: name the .pt file in it")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: train one with `python train_vlm.py vlm_tiny`, "
                               "or name a .pt file that train_vlm.py wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:      # torch does not look at the checksums it writes
+            if archive.testzip():
+                raise ValueError("a checksum does not fit")
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path} holds more than tensors and plain data, or is damaged; it was not executed. "
                               "Use a .pt file that train_vlm.py wrote") from None

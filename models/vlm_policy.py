@@ -136,4 +136,7 @@ class VLMPolicy(nn.Module):
         if wrong:
             raise CheckpointError(f"{path} is of another architecture: {len(wrong)} weights do not fit, "
                                   f"the first is {wrong[0]}")
+        broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+        if broken:
+            raise CheckpointError(f"{path} holds weights that are not finite, as {broken}: use an earlier one")
         self.load_state_dict(weights, strict=False)

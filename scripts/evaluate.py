@@ -21,8 +21,8 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args(argv)
     fail = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
-    if args.episodes < 1 or args.seed < 0:
-        return fail("--episodes takes a whole number from 1 up and --seed one from 0 up")
+    if args.episodes < 1 or not 0 <= args.seed < 2**32:
+        return fail("--episodes takes a whole number from 1 up and --seed one from 0 to 2**32 - 1")
     folder = args.json and args.json.absolute().parent
     if args.json and (args.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")

@@ -35,6 +35,8 @@ WRITTEN = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language be
 def read_plan(text):
     """The Plan that `text` asks for, a sentence or a goal in the goal language; None for a sentence that is not
     understood, GoalError for a goal that is written wrongly."""
+    if not text.strip():
+        raise G.GoalError("the goal is empty: give a sentence or a goal, as in \"move left\" or push(direction=left)")
     goal = text if WRITTEN.match(text) else read_goal(text)
     return G.parse(goal) if goal else None
 
@@ -76,6 +78,9 @@ class Worlds:
 
     def __init__(self, count, goals=None, split="train", max_steps=32, width=64, height=64, n_particles=8,
                  max_particles=50, physics=None):
+        if max_steps < 1 or not 1 <= n_particles <= max_particles:
+            raise ValueError(f"max_steps {max_steps} and n_particles {n_particles} must be at least 1, and n_particles "
+                             f"at most max_particles, {max_particles}")
         self.sim = ParticleSimulator(count, max_particles, width, height, physics)
         self.operator = ActionOperator(self.sim)
         self.size = np.array([width, height], float)

@@ -418,7 +418,8 @@ def start_state(plan, rng, size, n):
     temperature = rng.uniform(3.0, 6.0, n) if "cool" in first else rng.uniform(0.0, 1.0, n)
     extent = rng.uniform(0.07, 0.09) if "spread" in first else rng.uniform(0.12, 0.2)   # share of the world
     margin = 0.08
-    for _ in range(TRIES):
+    crowded = np.pi * (radius**2).sum() > 0.4 * size.prod()
+    for _ in range(0 if crowded else max(TRIES * 8 // max(n, 8), 50)):
         middle = rng.uniform(0.2, 0.8, 2)
         if pushes:            # leave room to go, and do not start at the wall
             middle = np.clip(middle - 0.5 * np.array(pushes[0]) * rng.uniform(0.3, 0.6), 0.2, 0.8)

@@ -285,3 +285,19 @@ def test_evaluate_reports_what_it_writes(saved, capsys, tmp_path):
     figures = json.loads((tmp_path / "a.json").read_text())
     assert figures["split"] == "seen" and figures["policy"]["deterministic"]["n"] == 5
     assert "k of n" in capsys.readouterr().out
+
+
+def test_damaged_or_broken_weights_are_refused(policy, tmp_path):
+    """Some bytes inverted where weights lie; a weight that is no number."""
+    policy.save(tmp_path / "a.pt", {})
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    middle = len(content) // 2
+    content[middle:middle + 8] = bytes(255 - byte for byte in content[middle:middle + 8])
+    (tmp_path / "b.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged.*checksum"):
+        VLMPolicy.from_checkpoint(tmp_path / "b.pt")
+    meta, weights, _ = checkpoint.load(tmp_path / "a.pt")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    checkpoint.save(tmp_path / "c.pt", meta, weights)
+    with pytest.raises(CheckpointError, match="not finite"):
+        VLMPolicy.from_checkpoint(tmp_path / "c.pt")

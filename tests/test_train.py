@@ -127,8 +127,13 @@ def test_bad_input(capsys, tmp_path, trained):
     bad(capsys, f"train.resume={tmp_path}/none.pt", says="no checkpoint")
     bad(capsys, f"train.resume={trained}/vlm_best.pt", says="vlm_state.pt")
     bad(capsys, f"train.resume={trained}/vlm_state.pt", "vlm_full", says="keeps its presets")
-    bad(capsys, f"train.resume={trained}/vlm_state.pt", "world.width=100", says="keeps its seed, model and world")
-    for words in (["vlm_tinny"], ["vlm_tiny", "train.lrr=1"], ["vlm_tiny", "train.lr=fast"]):
+    bad(capsys, f"train.resume={trained}/vlm_state.pt", "world.width=100", says="keeps its seed, model.*leave out")
+    bad(capsys, *SMALL, here, "world.n_particles=200", "world.max_particles=200", says="no start for")
+    bad(capsys, *SMALL, here, "world.n_particles=50", says="no start for")
+    bad(capsys, f"train.resume={trained}", says="is a folder")
+    assert not (tmp_path / "out").exists()
+    for words in (["vlm_tinny"], ["vlm_tiny", "train.lrr=1"], ["vlm_tiny", "train.lr=fast"],
+                  ["vlm_tiny", "model.heads.hidden=[]"], ["vlm_tiny", "physics.dt=1000"]):
         with pytest.raises(SystemExit) as stop:
             train_vlm.main(words)
         assert stop.value.code == 2
