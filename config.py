@@ -72,7 +72,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'train.lr_schedule': ('linear', one_of('constant', 'linear', 'cosine'), 'how learning rates fall to 0'),
     'train.output_dir': ('checkpoints', NAME, 'folder of checkpoints and logs'),
     'train.resume': ('', TEXT, 'state file to go on from'),
-    'train.save_every': (10, COUNT, 'PPO iterations between resumable saves'),
+    'train.save_every': (10, COUNT, 'chunks of cloning, or PPO iterations, between resumable saves'),
     'train.threads': (0, FEW, 'torch threads; 0: as torch chooses'),
     'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
     'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
