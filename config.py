@@ -74,11 +74,13 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'train.resume': ('', TEXT, 'state file to go on from'),
     'train.save_every': (10, COUNT, 'chunks of cloning, or PPO iterations, between resumable saves'),
     'train.threads': (0, FEW, 'torch threads; 0: as torch chooses'),
+    'vlm.reading_samples': (0, NATURAL, 'sentences read, without pictures, before cloning'),
     'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
     'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
     'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
     'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
     'vlm.bc_relabel': (0.5, SHARE, 'share of pairs that ask for another goal in the same state'),
+    'vlm.bc_subword_dropout': (0.0, BELOW_1, 'share of the tokenizer\'s merges left out at random in cloning'),
     'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
     'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
     'rl.clip_ratio': (0.2, INSIDE, 'PPO clips the probability ratio to 1 -/+ this'),
@@ -90,8 +92,10 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
     'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
     'env.num_envs': (8, COUNT, 'environments side by side'),
-    'env.max_steps': (32, COUNT, 'time limit of an episode, steps'),
-    'env.goals': ([], NAME, 'goals as in simulator/goals.py; empty: the sixteen simple ones'),
+    'env.max_steps': (32, COUNT, 'time limit of an episode, steps for each of its goals'),
+    'env.goals': ([], NAME, 'goals or names of sets, as in simulator/goals.py; empty: the sixteen simple ones'),
+    'env.sentences': ([], NAME, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
+    'env.chain': (0.0, BELOW_1, 'share of training episodes that go on in the world as the one before has left it'),
     'world.width': (64, PIXELS, 'pixels'),
     'world.height': (64, PIXELS, 'pixels'),
     'world.n_particles': (8, (int, 'a whole number from 2 to 256', lambda v: 2 <= v <= 256), 'particles at the start'),
@@ -155,9 +159,19 @@ def vlm_tiny(config):
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
     config.train.update(batch_size=64, lr=2e-5, head_lr=1e-4, value_lr=3e-3)
-    config.vlm.update(bc_epochs=1, bc_samples=60000, bc_lr=1.5e-3, ppo_epochs=14, rollout_steps=32)
+    config.vlm.update(reading_samples=30000, bc_epochs=1, bc_samples=60000, bc_lr=1.5e-3, bc_subword_dropout=0.05,
+                      ppo_epochs=14, rollout_steps=32)
     config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.9, gae_lambda=0.8)
     config.env.num_envs = 64
+
+
+@preset('model')
+def vlm_tiny_long(config):
+    """vlm_tiny for the whole goal language, in under an hour: the agent that ships"""
+    vlm_tiny(config)
+    goals = ['simple'] * 3 + ['amounts'] + ['by_particle'] * 3 + ['at_once', 'in_order'] * 2
+    config.env.update(goals=goals, chain=0.3)
+    config.vlm.update(reading_samples=200000, bc_samples=800000)
 
 
 @preset('model')
@@ -224,7 +238,8 @@ def small_sim(config):
 def debug(config):
     """everything small, whatever else is given: does it run at all?"""
     config.train.update(batch_size=8, save_every=1)
-    config.vlm.update(bc_epochs=min(config.vlm.bc_epochs, 1), bc_samples=64, ppo_epochs=2, rollout_steps=8)
+    config.vlm.update(reading_samples=min(config.vlm.reading_samples, 64),
+                      bc_epochs=min(config.vlm.bc_epochs, 1), bc_samples=64, ppo_epochs=2, rollout_steps=8)
     config.env.update(num_envs=4, max_steps=8)
     config.eval.update(episodes=16, every=1)
 

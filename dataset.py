@@ -6,7 +6,8 @@ from simulator.rollout import stack, tree_map
 
 
 def demonstrations(env, steps, seed, perturb, relabel):
-    """`steps` steps of all worlds under the expert -> obs (leaves [T*E,...]), actions float32 [T*E,A].
+    """`steps` steps of all worlds under the expert -> obs (leaves [T*E,...]), with what else is known of what is asked
+    (the environment's `ask_otherwise`), and actions float32 [T*E,A].
 
     Before a share `perturb` of the steps a world takes a random action instead of the expert's, so that the states
     hold mistakes and the labels (always the expert's) how to mend them (the idea of DART, Laskey et al. 2017,
@@ -18,8 +19,8 @@ def demonstrations(env, steps, seed, perturb, relabel):
     seen, labels = [], []
     for _ in range(steps):
         expert = env.expert_actions()
-        goals, actions = env.ask_otherwise(rng, relabel)
-        seen.append(obs | {"goal": goals})
+        asked, actions = env.ask_otherwise(rng, relabel)
+        seen.append(obs | asked)
         labels.append(actions)
         stray = rng.random(env.num_envs) < perturb
         taken = np.where(stray[:, None], env.random_actions(rng), expert)

@@ -80,6 +80,7 @@ def main(argv=None):
     from simulator.action_operator import Action
     from simulator.goal_env import ParticleEnv
     from simulator.goals import GoalError
+    from simulator.reader import explain
 
     model = args.model or (TRAINED if TRAINED.is_file() else SHIPPED)
     try:
@@ -96,17 +97,19 @@ def main(argv=None):
     except GoalError as error:
         return fail(error)
     goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
-    scored = f"scored as {info['goal']}" if info["goal"] else "not scored: no known goal recognised"
+    reason = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
+    scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {reason[explain(goal)[1]]}"
     print(f"model {model}, goal \"{goal}\", {scored}")
     frames = [draw_frame(env.render(), goal, "start")]
     deciding, done, k = 0.0, False, 0
     while not done:
         began = time.perf_counter()
-        actions, _, _ = policy.sample_action(obs["image"][None], [goal], deterministic=args.deterministic)
+        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=args.deterministic)
         deciding += time.perf_counter() - began
         action = actions[0].numpy()
         if k == 0:
-            print(f"first action after {time.perf_counter() - started:.1f} s")
+            print(f"the model understands: {', '.join(policy.understood(output)[0]) or 'nothing'}; "
+                  f"first action after {time.perf_counter() - started:.1f} s")
             deciding = 0.0           # the first one also warms up
         obs, _, terminated, truncated, info = env.step(action)
         done, k = terminated or truncated, k + 1

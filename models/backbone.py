@@ -4,8 +4,10 @@ The forward pass computes what the heads read and nothing else: no vocabulary lo
 the whole batch (all pictures of a batch have one size), prompt tokens and position ids once per layout. The
 weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_policy.py).
 
-Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size.
+Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size,
+E width of the vision tower.
 """
+import itertools
 import json
 import math
 import shutil
@@ -107,16 +109,18 @@ def _rotate(x, cos, sin):
 
 
 class Backbone(nn.Module):
-    """forward(images uint8 [B,H,W,3], goals: B strings) -> last [B,D], image [B,S,D], centres [S,2]; float32.
+    """forward(images uint8 [B,H,W,3], goals: B strings) -> last [B,D], image [B,P,D+E], centres [P,2]; float32.
 
-    `last` is the hidden state of the prompt's last token, `image` those of the picture's tokens, `centres` where
-    in the picture these tokens lie (x, y in [0, 1]).
+    `last` is the hidden state of the prompt's last token. `image` tells of each patch the hidden state of its image
+    token and its own features in the vision tower before m*m patches are merged into that token, where things side
+    by side become hard to tell apart; `centres` where in the picture the patches lie (x, y in [0, 1]).
     """
 
     def __init__(self, model, tokenizer, preprocessor, name, lora=None):
         super().__init__()
         self.name, self.tokenizer, self.preprocessor, self.lora = name, tokenizer, preprocessor, lora
         self.width = model.config.text_config.hidden_size
+        self.image_width = self.width + model.config.vision_config.embed_dim
         if lora:
             from peft import LoraConfig, get_peft_model
             model.requires_grad_(False)
@@ -124,7 +128,7 @@ class Backbone(nn.Module):
                 r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"],
                 target_modules=r".*language_model.*\.(" + "|".join(lora["targets"]) + ")"))
         self.model = model
-        self._tokens, self._layouts = {}, {}
+        self._tokens, self._layouts, self.subword_dropout = {}, {}, 0.0
 
     @classmethod
     def from_pretrained(cls, name, dtype="auto", lora=None):
@@ -160,7 +164,11 @@ class Backbone(nn.Module):
 
     # --- the prompt -------------------------------------------------------------------------------------------
     def prompt(self, goal):
-        """Token ids before and after the picture's tokens, for one goal."""
+        """Token ids before and after the picture's tokens, for one goal.
+
+        With `subword_dropout` and in training mode words are cut into other pieces each time, at this share of their
+        characters: unknown and misspelt ones are then less of a surprise (the idea of BPE-dropout, Provilkov et al.
+        2020, arXiv:1910.13267, with torch's random numbers)."""
         if goal not in self._tokens:
             messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": goal}]}]
             template = self.tokenizer.chat_template or CHAT_TEMPLATE
@@ -168,10 +176,25 @@ class Backbone(nn.Module):
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True)
             before, after = text.split(IMAGE, 1)
             encode = lambda part: self.tokenizer(part, add_special_tokens=False)["input_ids"]  # noqa: E731
-            if len(self._tokens) > 10_000:
+            if len(self._tokens) > 20_000:
                 self._tokens.clear()
-            self._tokens[goal] = encode(before), encode(after)
-        return self._tokens[goal]
+            start, _, end = after.partition(goal) if goal else (after, "", "")
+            self._tokens[goal] = encode(before), encode(after), encode(start), encode(end)
+        before, after, start, end = self._tokens[goal]
+        if self.subword_dropout and self.training:
+            after = [*start, *self._cut(goal), *end]
+        return before, after
+
+    def _cut(self, text):
+        """Token ids of a text whose words are cut at random."""
+        tokenizer = self.tokenizer.backend_tokenizer
+        text = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        ids = []
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            cuts = (torch.rand(len(word) - 1) < self.subword_dropout).nonzero().flatten().add(1).tolist()
+            ids += [token.id for start, end in itertools.pairwise([0, *cuts, len(word)])
+                    for token in tokenizer.model.tokenize(word[start:end])]
+        return ids
 
     def positions(self, before, grid, length, device):
         """M-RoPE position ids [3,1,L] (Qwen2-VL, sec. 2.1) of: `before` tokens, a picture of grid (h, w), text."""
@@ -204,14 +227,15 @@ class Backbone(nn.Module):
         return x.reshape(len(x), h * w, 3 * p * p), (h, w)
 
     def vision(self, patches, grid):
-        """The vision tower on a batch of equal grids: [B,P,3*p*p] -> [B,S,D]. No loop over the pictures."""
+        """The vision tower on a batch of equal grids: [B,P,3*p*p] -> image tokens [B,S,D] and the patches' features
+        [B,P,E] that they merge. No loop over the pictures."""
         tower, m, (h, w) = self.vlm.visual, self.vlm.config.vision_config.spatial_merge_size, grid
         # the two frames of a still picture are equal, so the Conv3d is a matrix product with the frames' sum
         kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)
         x = patches.to(kernel.dtype) @ kernel.T                                                        # [B,P,E]
         heads = tower.blocks[0].attn.num_heads if len(tower.blocks) else 1
         dim = x.shape[-1] // heads
-        order = torch.arange(h * w, device=x.device).view(h // m, m, w // m, m).transpose(1, 2).flatten()
+        order = self.order(h, w, m, x.device)
         freq = 10000.0 ** (-torch.arange(0, dim // 2, 2, device=x.device, dtype=torch.float) / (dim // 2))
         angles = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)   # [P,dim]
         cos, sin = angles.cos(), angles.sin()
@@ -221,37 +245,66 @@ class Backbone(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             x = x + block.attn.proj(attended)
             x = x + block.mlp(block.norm2(x))
-        return tower.merger(x).view(len(x), h * w // m**2, -1)
+        return tower.merger(x).view(len(x), h * w // m**2, -1), x
 
     def forward(self, images, goals):
-        device = self.device
-        patches, (h, w) = self.pixels(images.to(device))
-        image = self.vision(patches, (h, w))
+        patches, (h, w) = self.pixels(images.to(self.device))
+        image, features = self.vision(patches, (h, w))
+        m = self.vlm.config.vision_config.spatial_merge_size
+        last, hidden = self._read_all(image, goals, (h // m, w // m))
+        return last, self.seen(hidden, features), self.centres(h, w, m, self.device)
+
+    def read(self, goals):
+        """The hidden state [B,D] of the last token of B sentences without a picture."""
+        return self._read_all(torch.zeros(len(goals), 0, self.width, device=self.device), goals, (0, 0))[0]
+
+    def _read_all(self, image, goals, grid):
+        """The language model on image tokens [B,S,D] and B sentences -> as `_read`."""
         prompts = [self.prompt(goal) for goal in goals]
-        before, m = prompts[0][0], self.vlm.config.vision_config.spatial_merge_size
+        order = np.argsort([len(after) for _, after in prompts], kind="stable")      # of like length together: less
+        last, hidden = [], []                                                        # padding to compute
+        for group in np.array_split(order, max(1, len(order) // 16)):
+            a, b = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
+                              [prompts[i][1] for i in group], grid)
+            last.append(a)
+            hidden.append(b)
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return torch.cat(last)[back], torch.cat(hidden)[back]
+
+    def _read(self, before, image, texts, grid):
+        """The language model on token ids `before`, image tokens [B,S,D] of a `grid`, and B texts of token ids -> the
+        hidden states of the last token [B,D] and of the image's [B,S,D]."""
         # padded on the right: under a causal mask no token sees what comes after it, so no mask is needed
-        lengths = [len(after) for _, after in prompts]
-        text = np.zeros((len(goals), max(lengths)), np.int64)
-        for row, (_, after) in zip(text, prompts, strict=True):
-            row[:len(after)] = after
+        device, start, end = image.device, len(before), len(before) + image.shape[1]
+        text = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for row, ids in zip(text, texts, strict=True):
+            row[:len(ids)] = torch.tensor(ids)
         embed = self.vlm.get_input_embeddings()
-        prefix = embed(torch.tensor(before, device=device)).expand(len(goals), -1, -1)
-        tokens = torch.cat([prefix, image.to(prefix.dtype), embed(torch.from_numpy(text).to(device))], 1)   # [B,L,D]
-        position_ids = self.positions(len(before), (h // m, w // m), tokens.shape[1], device)
+        prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
+        tokens = torch.cat([prefix, image.to(prefix.dtype), embed(text.to(device))], 1)                     # [B,L,D]
         hidden = self.vlm.language_model(
-            inputs_embeds=tokens, position_ids=position_ids.expand(-1, len(goals), -1),
-            attention_mask={"full_attention": None}, use_cache=False).last_hidden_state.float()
-        start, count = len(before), image.shape[1]
-        ends = torch.tensor(lengths, device=device) + start + count - 1
-        last = hidden[torch.arange(len(goals), device=device), ends]
-        return last, hidden[:, start:start + count], self.centres(h // m, w // m, device)
+            inputs_embeds=tokens, use_cache=False, attention_mask={"full_attention": None},
+            position_ids=self.positions(start, grid, tokens.shape[1], device).expand(-1, len(texts), -1),
+        ).last_hidden_state.float()
+        ends = torch.tensor([end + len(ids) - 1 for ids in texts], device=device)
+        return hidden[torch.arange(len(texts), device=device), ends], hidden[:, start:end]
 
     @staticmethod
-    def centres(h, w, device):
-        """Centres [S,2] (x, y) in [0, 1] of the picture's tokens."""
-        y, x = torch.meshgrid((torch.arange(h, device=device) + 0.5) / h, (torch.arange(w, device=device) + 0.5) / w,
-                              indexing="ij")
-        return torch.stack([x.flatten(), y.flatten()], -1)
+    def seen(hidden, features):
+        """What is known of every patch [B,P,D+E]: its token's hidden state (of [B,S,D]) and its features [B,P,E]."""
+        hidden = hidden.repeat_interleave(features.shape[1] // hidden.shape[1], 1)
+        return torch.cat([hidden, F.layer_norm(features.float(), features.shape[-1:])], -1)
+
+    @staticmethod
+    def order(h, w, m, device):
+        """The grid's cells, row * w + column, in the order of the patches [P]: m*m that are merged are neighbours."""
+        return torch.arange(h * w, device=device).view(h // m, m, w // m, m).transpose(1, 2).flatten()
+
+    @classmethod
+    def centres(cls, h, w, m, device):
+        """Centres [P,2] (x, y) in [0, 1] of the patches of a grid (h, w)."""
+        order = cls.order(h, w, m, device)
+        return torch.stack([(order % w + 0.5) / w, (order // w + 0.5) / h], -1)
 
     @property
     def device(self):

@@ -1,6 +1,7 @@
 """Heads on the backbone's hidden states, and the distribution over hybrid actions.
 
-Legend: B samples, S image tokens, D hidden size, K action types, A numbers in an action vector, C continuous ones.
+Legend: B samples, P patches of a picture, D hidden size, E width of the vision tower, K action types, A numbers in an
+action vector, C continuous ones.
 """
 import math
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 SQRT2 = math.sqrt(2.0)
+STEEP = 8.0     # scale of what is seen: a choice that flips within a few pixels takes weights that are steep early on
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -77,11 +79,15 @@ class HybridDistribution:
     `type_logits` [B,K]; the image point (x, y) given a type is a mixture of M truncated normals with weights
     `mode_logits` [B,K,M] and modes `point` [B,K,M,2]; the other continuous parameters have modes `other` [B,K,C-2];
     all in [0, 1] (share of the parameter's range), with `std` [K,C]; `class_logits` [B,K2] of the categorical column.
+    `attention` [B,K,M,P] says from which patches of the picture, with their `centres` [P,2], a point was read, and
+    `glances` [B,G,P] at which ones it looked before.
     """
 
-    def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits):
+    def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits, attention=None,
+                 glances=None, centres=None):
         self.spec, self.type_logits, self.class_logits = spec, type_logits, class_logits
         self.mode_logits, self.point, self.other, self.std = mode_logits, point, other, std
+        self.attention, self.glances, self.centres = attention, glances, centres
         tensor = lambda values: torch.tensor(values, dtype=point.dtype, device=point.device)
         low, high = tensor(spec.low), tensor(spec.high)
         columns = list(spec.continuous)
@@ -119,6 +125,26 @@ class HybridDistribution:
         return (self.type_logits.log_softmax(-1)[rows, kind] + self.uses_point[kind] * point
                 + (self.uses_other[kind] * other).sum(-1) + self.uses_class[kind] * classes)
 
+    def log_attended(self, actions):
+        """Log of the attention [B] that the patch nearest to the points of `actions` [B,A] gets; 0 but for types that
+        change a property of one thing, whose point is where that thing is. As a loss of its own it teaches to tell
+        things apart, long before the likelihood of the point does."""
+        kind = actions[:, 0].round().long()
+        rows = torch.arange(len(kind), device=kind.device)
+        unit = ((actions[:, list(self.spec.continuous)] - self.low) / self.range)[:, :2]
+        patch = torch.cdist(unit, self.centres).argmin(-1)
+        weights = self.mode_logits[rows, kind].softmax(-1)
+        attended = (weights * self.attention[rows, kind, :, patch]).sum(-1)
+        return self.uses_point[kind] * self.uses_class[kind] * (attended + 1e-6).log()
+
+    def log_glanced(self, places):
+        """Log of the attention [B] of the first glances for the patches nearest to `places` [B,R,2], shares of the
+        picture, summed over R; a place that is NaN does not count."""
+        known = places.isfinite().all(-1)
+        patch = torch.cdist(places.nan_to_num(), self.centres).argmin(-1)
+        looked = self.glances[:, :places.shape[1]].gather(2, patch[..., None]).squeeze(-1)
+        return (known * (looked + 1e-6).log()).sum(-1)
+
     def entropy(self):
         """H(type) + sum over types of p(type) H(what the type uses), [B]. Exact but for the mixture of the point, for
         which it is the entropy of mode and point together (an upper bound of the point's own)."""
@@ -142,12 +168,14 @@ def _mlp(width, hidden):
 class HybridHead(nn.Module):
     """Action head of a hybrid space: a trunk on the last token's hidden state, then type, parameters and class.
 
-    Image coordinates are pointed at: for each type a few queries attend over the image tokens; the expectation of the
-    tokens' centres plus an offset read from what was attended to is one mode of (x, y). An MLP on the last token alone
-    does not learn to localise in minutes, and a single mode cannot say "here or there".
+    Image coordinates are pointed at: for each type a few queries attend over the picture's patches; the expectation of
+    their centres plus an offset read from what was attended to is one mode of (x, y). An MLP on the last token alone
+    does not learn to localise in minutes, and a single mode cannot say "here or there". A few more queries look around
+    before anything is decided: what to do depends on the picture too (is it warm yet?), and by way of the last token
+    alone that is learned far more slowly.
     """
 
-    def __init__(self, spec, width, hidden, init_std, modes=4, key_width=32):
+    def __init__(self, spec, width, image_width, hidden, init_std, modes=4, key_width=32, glances=8):
         super().__init__()
         if tuple(spec.continuous[:2]) != tuple(spec.point):
             raise ValueError("the first two continuous columns must be the image coordinates")
@@ -155,36 +183,48 @@ class HybridHead(nn.Module):
         self.kinds, self.modes, others = len(spec.uses), modes, len(spec.continuous) - 2
         classes = int(spec.high[spec.categorical] - spec.low[spec.categorical]) + 1
         self.trunk, out = _mlp(width, hidden)
+        self.glance = nn.Linear(out, glances * key_width)
+        self.join = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, out))
         self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
         self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
         self.query, self.aim = (nn.Linear(out, self.kinds * modes * key_width) for _ in range(2))
-        self.key, self.look = nn.Linear(width, key_width), nn.Linear(width, key_width)
+        self.key, self.look = nn.Linear(image_width, key_width), nn.Linear(image_width, key_width)
         self.place = nn.Linear(10, key_width)
         self.offset = nn.Linear(key_width, 2)
-        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * key_width, modes + others))
+        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * key_width, modes + others + classes))
         self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
         for layer in (self.kind, self.mode, self.other, self.classes):   # near uniform types, middling parameters
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, last, image, centres):
-        """last [B,D], image [B,S,D] and the tokens' centres [S,2] in [0,1] (x, y) -> HybridDistribution."""
-        z = self.trunk(last)
-        query, aim = (layer(z).view(len(z), -1, self.key_width) for layer in (self.query, self.aim))      # [B,K*M,key]
+        """last [B,D], image [B,P,D+E] and the patches' centres [P,2] in [0,1] (x, y) -> HybridDistribution."""
         # the backbone knows places only relative to each other (RoPE): tell the keys where they lie
         waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
-        place = self.place(torch.cat([centres, *waves], -1))                                              # [S,key]
-        attention = (query @ (self.key(image) + place).transpose(1, 2) / math.sqrt(self.key_width)).softmax(-1)
+        place = self.place(torch.cat([centres, *waves], -1))                                              # [P,key]
+        key, look = self.key(image) + place, self.look(image) + place                                     # [B,P,key]
+
+        def attend(query):     # not divided by the square root of the width: the queries would take too long to grow
+            return (query.view(len(last), -1, self.key_width) @ key.transpose(1, 2)).softmax(-1)
+
+        z = self.trunk(last)
+        glances = attend(self.glance(z))                                                              # [B,G,P]
+        around = F.gelu(glances @ look)                                                               # [B,G,key]
+        z = z + self.join(torch.cat([z, STEEP * around.flatten(1)], -1))
+        attention = attend(self.query(z))                                                             # [B,K*M,P]
         per_kind = lambda values, *shape: values.view(len(z), self.kinds, *shape)
-        seen = F.gelu(attention @ (self.look(image) + place) + aim)                                       # [B,K*M,key]
+        seen = F.gelu(attention @ look + self.aim(z).view(len(z), -1, self.key_width))                # [B,K*M,key]
         point = (attention @ centres + 0.5 * torch.tanh(self.offset(seen))).clamp(0, 1)
-        # which mode, and how strongly, depends on what was seen there; 8, because a choice that flips within a few
-        # pixels takes weights so steep that they would be learned too late
-        mode, other = torch.einsum("bkh,kho->bko", 8 * per_kind(seen, -1), self.seen).tensor_split([self.modes], -1)
+        # which mode, how strongly and which class depends on what was seen there
+        mode, other, classes = torch.einsum("bkh,kho->bko", STEEP * per_kind(seen, -1), self.seen).split(
+            [self.modes, self.other.out_features // self.kinds, self.classes.out_features], -1)
+        uses_class = torch.tensor([row[self.spec.categorical] for row in self.spec.uses], device=z.device)
+        classes = self.classes(z) + (classes * uses_class[:, None]).sum(1)
         std = self.log_std.clamp(math.log(0.02), math.log(0.5)).exp()
         return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z), -1) + mode,
                                   per_kind(point, self.modes, 2), torch.sigmoid(per_kind(self.other(z), -1) + other),
-                                  std, self.classes(z))
+                                  std, classes, per_kind(attention, self.modes, -1),
+                                  glances, centres)
 
 
 class ValueHead(nn.Module):

@@ -16,27 +16,35 @@ from models.heads import ActionSpec, HybridDistribution, HybridHead, ValueHead
 
 @dataclass
 class PolicyOutput:
-    """What one forward pass knows: `value` [B] and the action `distribution`."""
+    """What one forward pass knows: `value` [B], the action `distribution`, and `said` [B,V], logits of which of the
+    policy's `words` the sentence says."""
     value: torch.Tensor
     distribution: HybridDistribution
+    said: torch.Tensor
 
 
 class VLMPolicy(nn.Module):
     """pi(a | picture, sentence) and V(picture, sentence). Legend: B samples, A numbers in an action, H W image.
 
-    Dropout (LoRA's) is off by default, also in `.train()`: PPO's ratio must compare the same function before and
-    after an update. Behaviour cloning turns it on with `use_dropout(True)`.
+    Dropout (LoRA's, and of subwords) is off by default, also in `.train()`: PPO's ratio must compare the same function
+    before and after an update. Behaviour cloning turns it on with `use_dropout(True)`.
+
+    `words` are what goals are made of (`simulator.goals.words_of`). The policy says which of them it reads in the
+    sentence, and acts on that: taught directly, it understands a sentence long before it can do what was asked.
     """
 
-    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135):
+    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, words=()):
         super().__init__()
-        self.backbone, self.spec, self.head_settings = backbone, spec, {"hidden": list(hidden), "init_std": init_std}
-        self.action_head = HybridHead(spec, backbone.width, hidden, init_std)
+        self.backbone, self.spec, self.words = backbone, spec, tuple(words)
+        self.head_settings = {"hidden": list(hidden), "init_std": init_std, "words": list(words)}
+        self.reading_head = nn.Linear(backbone.width, len(words))
+        nn.init.constant_(self.reading_head.bias, -3.0)      # most words are not said
+        self.action_head = HybridHead(spec, backbone.width + len(words), backbone.image_width, hidden, init_std)
         self.value_head = ValueHead(backbone.width, [hidden[-1]])
         self._dropout = False
 
-    def use_dropout(self, on):
-        self._dropout = on
+    def use_dropout(self, on, subwords=0.0):
+        self._dropout, self.backbone.subword_dropout = on, subwords if on else 0.0
         return self.train(self.training)
 
     def train(self, mode=True):
@@ -53,8 +61,10 @@ class VLMPolicy(nn.Module):
     def forward(self, images, goals):
         """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
         last, image, centres = self.backbone(self._images(images), list(goals))
+        said = self.reading_head(last)
         # the critic learns from the features without pulling at them: its loss must not move the policy
-        return PolicyOutput(self.value_head(last.detach()), self.action_head(last, image, centres))
+        return PolicyOutput(self.value_head(last.detach()),
+                            self.action_head(torch.cat([last, said.sigmoid()], -1), image, centres), said)
 
     def _images(self, images):
         if isinstance(images, (list, tuple)):
@@ -72,6 +82,15 @@ class VLMPolicy(nn.Module):
         output = self(images, goals)
         actions = output.distribution.sample(deterministic)
         return actions, output.distribution.log_prob(actions), output
+
+    def read(self, goals):
+        """Logits [B,V] of which `words` B sentences say, read without a picture."""
+        return self.reading_head(self.backbone.read(list(goals)))
+
+    def understood(self, output):
+        """What the policy takes B sentences to say, from their PolicyOutput: B lists of `words`."""
+        said = (output.said > 0).tolist()
+        return [[word for word, is_said in zip(self.words, row, strict=True) if is_said] for row in said]
 
     def evaluate_actions(self, obs, actions):
         """obs {"image": uint8 [B,H,W,3], "goal": B strings}, actions [B,A] -> log_probs, entropy, values, all [B]."""
@@ -92,7 +111,8 @@ class VLMPolicy(nn.Module):
 
     def parameter_groups(self):
         """Parameters by their learning rates: {"backbone", "action", "value"}."""
-        return {"backbone": [p for p in self.backbone.parameters() if p.requires_grad],
+        reads = [*self.backbone.parameters(), *self.reading_head.parameters()]
+        return {"backbone": [p for p in reads if p.requires_grad],
                 "action": list(self.action_head.parameters()), "value": list(self.value_head.parameters())}
 
     def architecture(self):

@@ -97,7 +97,8 @@ def straightforward(folder, policy):
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
     model.model = policy.backbone.vlm
     model.tie_weights()
-    backbone = policy.backbone
+    backbone, features = policy.backbone, {}
+    model.model.visual.blocks[-1].register_forward_hook(lambda module, args, out: features.update(patches=out))
 
     def forward(image, goal):
         pixels = processor(images=[image], return_tensors="pt")
@@ -110,8 +111,8 @@ def straightforward(folder, policy):
         out = model(input_ids=ids, **pixels, mm_token_type_ids=(ids == token).int(),
                     attention_mask=torch.ones_like(ids), output_hidden_states=True)
         hidden = out.hidden_states[-1]
-        last, seen = hidden[:, -1], hidden[:, len(before):len(before) + count]
-        centres = backbone.centres(h // merge, w // merge, hidden.device)
+        seen = backbone.seen(hidden[:, len(before):len(before) + count], features["patches"].view(1, t * h * w, -1))
+        last, centres = hidden[:, -1], backbone.centres(h, w, merge, hidden.device)
         return policy.value_head(last.detach()), policy.action_head(last, seen, centres)
 
     return forward
@@ -129,7 +130,7 @@ def tiny_policy():
     config = load(["vlm_tiny"])
     folder = Path(tempfile.mkdtemp())
     env = make_env(config, num_envs=64)
-    policy = build_policy(config, env.single_action_space, folder).eval()
+    policy = build_policy(config, env, folder).eval()
     obs, _ = env.reset(seed=0)
     with torch.no_grad():
         actions = policy.act(obs)[0]

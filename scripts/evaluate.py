@@ -1,27 +1,32 @@
 """Success of a policy beside no-op, random and expert on the same episodes, as k of n with 95 % Wilson intervals.
 
-    python scripts/evaluate.py --model checkpoints/vlm_best.pt --split seen --episodes 512 --json out.json
+    python scripts/evaluate.py --model checkpoints/vlm_best.pt                         the simple goals, goal by goal
+    python scripts/evaluate.py --split all --json out.json                             every split, in one table
+    python scripts/evaluate.py --split held_out_en chain --episodes 1000
+
+What the splits are: simulator/splits.py. `chain` takes 1,000 episodes of five goals unless --episodes says otherwise.
 """
 import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-SPLITS = {"seen": "train", "held_out": "held_out"}       # split of the evaluation: split of the corpus
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("checkpoints/vlm_best.pt"), help="checkpoint to act from")
-    parser.add_argument("--split", choices=SPLITS, default="seen", help="sentences trained on, or never seen")
-    parser.add_argument("--episodes", type=int, default=512)
+    parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
+    parser.add_argument("--episodes", type=int, help="of each split (default 512, chain 1000)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path,
+                        help="file to write the figures to; the model's own .json takes them in as its `results`")
     args = parser.parse_args(argv)
     fail = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
-    if args.episodes < 1 or not 0 <= args.seed < 2**32:
+    if (args.episodes is not None and args.episodes < 1) or not 0 <= args.seed < 2**32:
         return fail("--episodes takes a whole number from 1 up and --seed one from 0 to 2**32 - 1")
     folder = args.json and args.json.absolute().parent
     if args.json and (args.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
@@ -31,8 +36,13 @@ def main(argv=None):
     import config
     from models.checkpoint import CheckpointError
     from models.vlm_policy import VLMPolicy
+    from simulator import splits
     from simulator.evaluation import evaluate_policy, show
     from simulator.goal_env import make_env
+    groups = {"held_out": ["held_out_en", "held_out_ko"]} | {name: [name] for name in splits.SPLITS}
+    for name in args.split:
+        if name not in groups and name != "all":
+            return fail(f"unknown split {name!r}: choose from {', '.join(groups)}, all")
     try:
         policy = VLMPolicy.from_checkpoint(args.model)
         if "config" not in policy.meta:
@@ -40,10 +50,25 @@ def main(argv=None):
         settings = config.from_dict(policy.meta["config"])
     except (CheckpointError, config.ConfigError) as error:
         return fail(error)
-    env = make_env(settings, num_envs=min(128, args.episodes), split=SPLITS[args.split])
-    figures = {"split": args.split} | evaluate_policy(env, policy, args.episodes, args.seed)
-    print(show(figures))
+    if not args.split:
+        episodes = args.episodes or 512
+        figures = evaluate_policy(make_env(settings, min(128, episodes)), policy, episodes, args.seed)
+        print(show(figures))
+    else:
+        names = splits.trained(settings.env.goals) if "all" in args.split else [
+            name for word in args.split for name in groups[word]]
+        worlds = {"max_steps": settings.env.max_steps, "physics": dict(settings.physics), **settings.world}
+        figures = {}
+        for i, name in enumerate(names):
+            began = time.perf_counter()
+            episodes = args.episodes or (1000 if name == "chain" else 512)
+            figures[name] = splits.measure(name, worlds, policy, episodes, args.seed, settings.env.goals)
+            print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        print(splits.show(figures))
     if args.json:
+        own = args.json.absolute() == args.model.absolute().with_suffix(".json")
+        about = {key: value for key, value in policy.meta.items() if key != "architecture"}
+        figures = about | {"results": figures} if own else {"model": str(args.model), "seed": args.seed} | figures
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 

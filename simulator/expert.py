@@ -7,7 +7,7 @@ from a picture, and works with points some pixels off: a learner can copy it.
 import numpy as np
 
 from simulator.action_operator import ActionType, PropertyType
-from simulator.goals import AXES, DIRECTIONS, REGIONS, reached, way_of
+from simulator.goals import AXES, DIRECTIONS, REGIONS, progress, target, way_of
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
@@ -95,13 +95,19 @@ def best_strength(want, position, velocity, mass, point, sign):
     return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, STRENGTH)
 
 
+# of goals that must hold at once: what is served first, and how far beyond its target before the next one is
+FIRST = {"heat": 2, "cool": 2, "spread": 1, "cluster": 1}
+MARGIN = {"heat": 1.0, "cool": 0.5, "spread": 2.0, "cluster": 2.0}      # degrees, px
+
+
 def expert_actions(worlds):
     """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state. Of goals that must hold at once it
-    serves one that does not, a temperature first."""
+    serves one that does not yet hold with a margin: who cannot measure exactly may copy it."""
     actions = noop_actions(worlds)
-    for goal, b in sorted(worlds.active(), key=lambda pair: pair[0].kind in ("heat", "cool")):
-        met = reached(goal, worlds.now[b], worlds.start[b], worlds.size)
-        b = b[~met | (actions[b, 0] == ActionType.NOOP)]
+    for goal, b in sorted(worlds.active(), key=lambda pair: FIRST.get(pair[0].kind, 0)):
+        now, start = worlds.now[b], worlds.start[b]
+        well = target(goal, start, worlds.size) + MARGIN.get(goal.kind, 0)
+        b = b[(progress(goal, now, start, worlds.size) < well) | (actions[b, 0] == ActionType.NOOP)]
         if len(b):
             serve(goal, worlds, b, actions)
     return actions

@@ -23,7 +23,8 @@ from simulator import expert
 from simulator import goals as G
 from simulator.action_operator import USED, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
-from simulator.language import load_sentences, read_goal
+from simulator.language import load_sentences
+from simulator.reader import read_goal
 
 CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
     chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
@@ -61,62 +62,137 @@ def action_space(width, height, max_particles):
 
 
 @cache
-def sentences_by_goal(split="train"):
-    """{goal text: its sentences} of one split of the shipped corpus."""
+def sentences_by_goal(split="train", language=None, more=()):
+    """{goal: its sentences} of one split of the shipped corpus, in one language or both, and of the files `more`."""
     table = {}
-    for row in load_sentences():
-        if row["split"] == split:
-            table.setdefault(row["goal"], []).append(row["text"])
+    for row in [row for path in (None, *more) for row in load_sentences(path)]:
+        if row["split"] == split and language in (None, row["language"]):
+            table.setdefault(str(G.parse(row["goal"])), []).append(row["text"])
+    return table
+
+
+def choices(goals, sentences):
+    """What an environment asks for: for each item of `goals` (a goal, or the name of one of `G.SETS`) lists of Plans,
+    to be drawn from in equal shares; of a set those that `sentences` knows, amounts and single particles by kind.
+    ValueError for a set without sentences."""
+    known = {}
+    for goal in sentences:
+        plan = G.parse(goal)
+        name = G.set_of(plan)
+        kind = plan.goals[0].kind if name in ("amounts", "by_particle") else ""
+        known.setdefault(name, {}).setdefault(kind, []).append(plan)
+    table = [list(known.get(str(goal), {}).values()) if str(goal) in G.SETS else [[G.parse(str(goal))]]
+             for goal in goals]
+    if not all(table):
+        raise ValueError(f"no sentences for the goals {goals[table.index([])]!r} in this split of the corpus")
     return table
 
 
 class Worlds:
-    """B particle worlds with a goal each. `split` names the part of the corpus the sentences are drawn from.
+    """B particle worlds with a goal each. `goals` are goals or names of `G.SETS` (default: the simple ones);
+    `sentences` {goal: its sentences} is what they are said with (default: the corpus's for training). An episode ends
+    after `max_steps` for each goal of its plan. A share `chain` of the episodes after the first goes on in the world
+    as the one before has left it.
 
-    World b's episode k is a function of (seed of b, k) and its actions alone.
+    World b's episode k is a function of (seed of b, k) and b's actions since its reset alone.
     """
 
-    def __init__(self, count, goals=None, split="train", max_steps=32, width=64, height=64, n_particles=8,
-                 max_particles=50, physics=None):
+    def __init__(self, count, goals=None, sentences=None, max_steps=32, width=64, height=64, n_particles=8,
+                 max_particles=50, physics=None, chain=0.0):
         if max_steps < 1 or not 1 <= n_particles <= max_particles:
             raise ValueError(f"max_steps {max_steps} and n_particles {n_particles} must be at least 1, and n_particles "
                              f"at most max_particles, {max_particles}")
         self.sim = ParticleSimulator(count, max_particles, width, height, physics)
         self.operator = ActionOperator(self.sim)
         self.size = np.array([width, height], float)
-        self.max_steps, self.n_particles = max_steps, n_particles
-        chosen = [G.parse(str(goal)) for goal in goals] if goals else list(G.GOALS)
-        self.choices, self.sentences = chosen, sentences_by_goal(split)
+        self.max_steps, self.n_particles, self.chain = max_steps, n_particles, chain
+        self.sentences = sentences_by_goal() if sentences is None else sentences
+        self.choices = choices(goals or G.GOALS, self.sentences)
+        self.sets = {str(name) for name in goals or ()} & set(G.SETS) - {"simple"}
+        plans = [plan for item in self.choices for group in item for plan in group]
+        self.words = sorted(set().union(*map(G.words_of, plans)))       # all that may be said
         space = action_space(width, height, max_particles)
         self.action_low, self.action_high = space.low, space.high
         self.seeds, self.episode = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.steps, self.initial = np.zeros(count, np.int64), np.full(count, n_particles)
-        self.goals, self.texts = [chosen[0]] * count, [""] * count      # Plans, and how they are said
+        self.goals, self.texts = [self.choices[0][0][0]] * count, [""] * count      # Plans, and how they are said
         self.phase = np.zeros(count, np.int64)
         self.now = G.Summary.of(self.sim, self.initial)
         self.start = self.now[slice(None)]
         self.now = G.Summary.of(self.sim, self.initial)
 
+    def draw(self, rng, world=None):
+        """A Plan to ask for; for a `world`, one that is a fair thing to ask there now, None if none is found."""
+        for _ in range(1 if world is None else 50):
+            plan = self.choices
+            while isinstance(plan, list):
+                plan = plan[rng.integers(len(plan))] if len(plan) > 1 else plan[0]
+            if world is None or G.fair(plan, self.now[[world]], self.size):
+                return plan
+        return None
+
+    def balanced(self, episodes):
+        """Goals for these episodes (numbers) that go round through all that is asked."""
+        def pick(plan, i):
+            return pick(plan[i % len(plan)], i // len(plan)) if isinstance(plan, list) else plan
+        return [pick(self.choices, i) for i in episodes]
+
+    def label(self, plan):
+        """What a plan counts as in figures: one of a set as the set, for there are too many of them."""
+        name = G.set_of(plan)
+        return name if name in self.sets else str(plan)
+
+    def say(self, plan, rng):
+        """A sentence for a Plan; as it is written, where none is known."""
+        known = self.sentences.get(str(plan)) or [str(plan)]
+        return known[rng.integers(len(known))]
+
     def begin(self, worlds, goals=None, texts=None):
         """Starts the next episode of the named worlds; goals and sentences are drawn where not given."""
         for i, b in enumerate(worlds):
             rng = np.random.default_rng([self.seeds[b], self.episode[b]])
-            drawn = self.choices[rng.integers(len(self.choices))]
-            self.goals[b] = goal = goals[i] if goals is not None and goals[i] is not None else drawn
-            known = self.sentences.get(str(goal)) or [str(goal)]      # no sentence known: as it is written
-            text = known[rng.integers(len(known))]
+            goal = goals[i] if goals is not None else None
+            goes_on = goal is None and self.chain > 0 and self.episode[b] > 0 and rng.random() < self.chain
+            if goes_on and self.sim.count[b] == self.n_particles:
+                goal = self.draw(rng, b)
+            fresh = not goes_on or goal is None
+            drawn = self.draw(rng)
+            self.goals[b] = goal = goal or drawn
+            text = self.say(goal, rng)
             self.texts[b] = texts[i] if texts is not None and texts[i] is not None else text
-            self.sim.clear(np.array([b]), np.array([rng.integers(2**63)], np.uint64))
-            state = G.start_state(goal, rng, self.size, self.n_particles)
-            for name, value in zip(("position", "velocity", "radius", "mass", "charge", "temperature",
-                                    "conductivity"), state, strict=True):
-                getattr(self.sim, name)[b, :self.n_particles] = value
-            self.sim.count[b] = self.n_particles
-            self.steps[b] = self.phase[b] = 0
+            if fresh:
+                self.place(b, goal, rng)
             self.episode[b] += 1
-        summary = G.Summary.of(self.sim, self.initial, worlds)
-        self.now[worlds] = summary
-        self.start[worlds] = summary
+        self.measure(worlds)
+
+    def place(self, b, goal, rng):
+        """Fills world b anew, as a start for `goal`."""
+        self.sim.clear(np.array([b]), np.array([rng.integers(2**63)], np.uint64))
+        state = G.start_state(goal, rng, self.size, self.n_particles)
+        for name, value in zip(("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity"),
+                               state, strict=True):
+            getattr(self.sim, name)[b, :self.n_particles] = value
+        self.sim.count[b] = self.n_particles
+
+    def measure(self, worlds):
+        """Progress and time are measured from here on."""
+        self.steps[worlds] = self.phase[worlds] = 0
+        self.now[worlds] = self.start[worlds] = G.Summary.of(self.sim, self.initial, worlds)
+
+    def ask(self, worlds, goals, texts):
+        """Asks the named worlds for something else, from where they are now."""
+        for b, goal, text in zip(worlds, goals, texts, strict=True):
+            self.goals[b], self.texts[b] = goal, text
+        self.measure(worlds)
+
+    def render(self, worlds=None, scale=1):
+        """Pictures uint8 [B,H*scale,W*scale,3] of all worlds, or the named ones. A white mark in the top left corner
+        for each phase of the plan that is reached: without it nothing would tell which one is due."""
+        images = self.sim.render(scale, worlds)
+        for image, phase in zip(images, self.phase if worlds is None else self.phase[worlds], strict=True):
+            for mark in range(phase):
+                image[scale:5 * scale, (1 + 6 * mark) * scale:(5 + 6 * mark) * scale] = 255
+        return images
 
     def active(self):
         """The goals that count now, each with the worlds [b] that have it in their plan's present phase."""
@@ -144,7 +220,8 @@ class Worlds:
         on = np.flatnonzero(met & ~success)        # the next phase is measured from here
         self.phase[on] += 1
         self.start[on] = self.now[on]
-        return rewards, success, ~success & (self.steps >= self.max_steps), status
+        limit = self.max_steps * np.array([len(plan.goals) for plan in self.goals])
+        return rewards, success, ~success & (self.steps >= limit), status
 
     def state(self):
         """Everything the future depends on, as plain arrays and strings; `restore` takes it back."""
@@ -188,7 +265,7 @@ class ParticleVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def _observe(self):
-        return {"image": self.worlds.sim.render(), "goal": tuple(self.worlds.texts)}
+        return {"image": self.worlds.render(), "goal": tuple(self.worlds.texts)}
 
     def reset(self, *, seed=None, options=None):
         if seed is None:        # Gymnasium's convention: go on from the last seed
@@ -212,34 +289,53 @@ class ParticleVectorEnv(VectorEnv):
             final = np.full(self.num_envs, None, object)
             for b in ended:
                 final[b] = {"image": obs["image"][b].copy(), "goal": obs["goal"][b]}
-            names = np.array([str(goal) for goal in worlds.goals], object)
+            names = np.array([worlds.label(goal) for goal in worlds.goals], object)
             infos |= {"final_obs": final, "_final_obs": mask, "_episode": mask,
                       "episode": {"success": success.copy(), "goal": names}}
             worlds.begin(ended)
-            obs["image"][ended] = worlds.sim.render(worlds=ended)
+            obs["image"][ended] = worlds.render(ended)
             obs["goal"] = tuple(worlds.texts)
         return obs, rewards, success, truncated, infos
 
     def render(self):
-        return tuple(self.worlds.sim.render(scale=8))
+        return tuple(self.worlds.render(scale=8))
 
     def expert_actions(self):
         """What the scripted expert does now, [E,7]; it sees the true state."""
         return expert.expert_actions(self.worlds)
 
     def ask_otherwise(self, rng, share):
-        """As if something else had been asked here and now: E sentences and the expert's actions [E,7] for them.
+        """As if something else had been asked here and now: what is asked, and the expert's actions [E,7] for it.
 
+        What is asked: E sentences, `goal`; which of `words` they say, float32 [E,V]; and the `places` of the one
+        particle that is meant and of the one it shall go to, float32 [E,2,2], shares of the picture, NaN for none.
         A `share` of the worlds is asked for another goal, all others for the same one in other words."""
         worlds = self.worlds
         goals, texts = worlds.goals, worlds.texts
-        other = rng.random(self.num_envs) < share
-        worlds.goals = [worlds.choices[rng.integers(len(worlds.choices))] if change else goal
-                        for goal, change in zip(goals, other, strict=True)]
-        known = [worlds.sentences.get(str(goal)) or [str(goal)] for goal in worlds.goals]
-        asked, actions = tuple(k[rng.integers(len(k))] for k in known), self.expert_actions()
+        other = (rng.random(self.num_envs) < share) & (worlds.phase == 0)     # the picture tells the phase
+        worlds.goals = [worlds.draw(rng) if change else goal for goal, change in zip(goals, other, strict=True)]
+        asked, actions = tuple(worlds.say(goal, rng) for goal in worlds.goals), self.expert_actions()
+        words = self._said(worlds.goals)
+        places = np.full((self.num_envs, 2, 2), np.nan, np.float32)
+        for b, plan in enumerate(worlds.goals):
+            goal = plan.phases[worlds.phase[b]][0]
+            if goal.kind in ("move_to", "move_toward"):
+                places[b, :len(goal.ids)] = worlds.sim.position[b, list(goal.ids)] / worlds.size
         worlds.goals, worlds.texts = goals, texts
-        return asked, actions
+        return {"goal": asked, "words": words, "places": places}, actions
+
+    def things_to_say(self, rng, n):
+        """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""
+        plans = [self.worlds.draw(rng) for _ in range(n)]
+        return tuple(self.worlds.say(plan, rng) for plan in plans), self._said(plans)
+
+    def _said(self, plans):
+        return np.array([[word in words for word in self.words] for words in map(G.words_of, plans)], np.float32)
+
+    @property
+    def words(self):
+        """The words that goals are made of here (`G.words_of`), sorted."""
+        return self.worlds.words
 
     def noop_actions(self):
         return expert.noop_actions(self.worlds)
@@ -249,7 +345,7 @@ class ParticleVectorEnv(VectorEnv):
 
     def balanced_goals(self, n):
         """n goals that go round through all that this environment asks for."""
-        return [self.worlds.choices[i % len(self.worlds.choices)] for i in range(n)]
+        return self.worlds.balanced(range(n))
 
     def state(self):
         return self.worlds.state()
@@ -271,7 +367,7 @@ class ParticleEnv(gymnasium.Env):
         self.scored = True
 
     def _observe(self):
-        return {"image": self.worlds.sim.render()[0], "goal": self.worlds.texts[0]}
+        return {"image": self.worlds.render()[0], "goal": self.worlds.texts[0]}
 
     def _info(self, success=False, status=ActionStatus.OK):
         goal = str(self.worlds.goals[0]) if self.scored else None
@@ -296,7 +392,7 @@ class ParticleEnv(gymnasium.Env):
                 self._info(success[0], status[0]))
 
     def render(self):
-        return self.worlds.sim.render(scale=self.render_scale)[0]
+        return self.worlds.render(scale=self.render_scale)[0]
 
 
 class GoalConditionedEnv:
@@ -319,13 +415,23 @@ class GoalConditionedEnv:
         return obs, reward, terminated or truncated, info | {"truncated": truncated}
 
     def render(self, scale=1):
-        return self.env.worlds.sim.render(scale=scale)[0]
+        return self.env.worlds.render(scale=scale)[0]
 
 
 gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env:ParticleEnv")
 
 
-def make_env(config, num_envs=None, split="train"):
-    """The vectorised world that a config describes; sentences from `split` of the corpus."""
-    return ParticleVectorEnv(num_envs or config.env.num_envs, goals=config.env.goals, split=split,
-                             max_steps=config.env.max_steps, physics=dict(config.physics), **config.world)
+def training_sentences(config):
+    """{goal: its sentences} that a config's training uses; ValueError for a file that cannot be read."""
+    try:
+        return sentences_by_goal("train", None, tuple(config.env.sentences))
+    except OSError as error:
+        raise ValueError(f"cannot read the sentences of {error.filename} ({error.strerror}): name a file that "
+                         "scripts/generate_training_data.py wrote in env.sentences") from None
+
+
+def make_env(config, num_envs=None):
+    """The vectorised world that a config describes, with the sentences for training."""
+    return ParticleVectorEnv(num_envs or config.env.num_envs, goals=config.env.goals, chain=config.env.chain,
+                             sentences=training_sentences(config), max_steps=config.env.max_steps,
+                             physics=dict(config.physics), **config.world)

@@ -374,16 +374,49 @@ def reward(goal, now, before, start, size):
     return np.clip(scale * gained, -bound, bound)
 
 
+SETS = ("simple", "amounts", "by_particle", "at_once", "in_order")      # of plans, each with the next thing added
+
+
+def set_of(plan):
+    """Which of the SETS a Plan belongs to."""
+    if len(plan.goals) > 1:
+        return "in_order" if len(plan.phases) > 1 else "at_once"
+    goal = plan.goals[0]
+    return "by_particle" if goal.ids else "amounts" if goal.amount is not None else "simple"
+
+
+def words_of(plan):
+    """What a plan says as a set of words, each with the number of its phase, as {"1 push", "1 left", "2 heat"} of
+    "push(direction=left) THEN heat()". Amounts are left out."""
+    words = {"THEN"} if len(plan.phases) > 1 else set()
+    for number, phase in enumerate(plan.phases, start=1):
+        words |= {"AND"} if len(phase) > 1 else set()
+        for goal in phase:
+            said = [goal.kind, goal.argument, *("xy"[axis] + side + f"{at:g}" for axis, side, at in goal.bounds)]
+            roles = ("particle", "to") if goal.kind == "move_toward" else ("particle",) * len(goal.ids)
+            said += [f"{role} {i}" for role, i in zip(roles, goal.ids, strict=True)]
+            words |= {f"{number} {word}" for word in said if word}
+    return words
+
+
+def fair(plan, at, size):
+    """Whether a state, a Summary of one world, is a fair start for a plan: its first goals neither met nor out of
+    reach."""
+    return all(_fair(goal, at, size) for goal in plan.phases[0])
+
+
 def _fair(goal, at, size):
-    """Whether a state, a Summary of one world, is a fair start for a goal: neither met nor out of reach."""
+    """The same for a goal."""
     width = min(size)
     if goal.ids and max(goal.ids) >= at.position.shape[1] or reached(goal, at, at, size)[0]:
         return False
+    if goal.kind in ("push", "move_to", "align") and not goal.ids and at.spread[0] > 0.35 * width:
+        return False        # all over the place: gathering it first takes longer than an episode
     match goal.kind:
         case "push":
             way = np.array(DIRECTIONS[goal.argument])
             room = np.where(way > 0, size - at.centroid[0], at.centroid[0]) @ np.abs(way)
-            return goal.amount is None or room > goal.amount + 0.1 * width
+            return room > (goal.amount or 0.22 * width) + 0.1 * width
         case "cluster":
             return spread_of(goal, at)[0] > 0.18 * width
         case "spread":
@@ -400,8 +433,12 @@ def _fair(goal, at, size):
             return inside and np.linalg.norm(way_of(goal, at)) > 0.2 * width
         case "move_toward":
             return np.linalg.norm(way_of(goal, at)) > 0.35 * width
-        case "cool":
+        case "cool" if goal.argument:
             return goal.argument != "by" or at.temperature[0] > goal.amount
+        case "cool":
+            return at.temperature[0] > 1
+        case "heat" if goal.argument != "to":
+            return at.temperature[0] + (goal.amount or 3) < 0.9 * MAX_TEMPERATURE
         case _:
             return True
 
@@ -416,7 +453,9 @@ def start_state(plan, rng, size, n):
     pushes = [DIRECTIONS[goal.argument] for goal in plan.goals if goal.kind == "push"]
     radius = np.clip(rng.uniform(1.5, 3.0, n) * min(size) / 64, MIN_RADIUS, MAX_RADIUS)
     temperature = rng.uniform(3.0, 6.0, n) if "cool" in first else rng.uniform(0.0, 1.0, n)
-    extent = rng.uniform(0.07, 0.09) if "spread" in first else rng.uniform(0.12, 0.2)   # share of the world
+    # share of the world; where some are meant and others not they are told apart more easily in a wide group
+    wide = any(goal.ids for goal in plan.goals)
+    extent = rng.uniform(*((0.07, 0.09) if "spread" in first else (0.16, 0.26) if wide else (0.12, 0.2)))
     margin = 0.08
     crowded = np.pi * (radius**2).sum() > 0.4 * size.prod()
     for _ in range(0 if crowded else max(TRIES * 8 // max(n, 8), 50)):
@@ -428,7 +467,7 @@ def start_state(plan, rng, size, n):
         extents = position.std(0)
         at = Summary(position.mean(0)[None], extents[None], np.sqrt((extents**2).sum())[None], np.zeros(1),
                      temperature.mean()[None], position[None])
-        if at.spread[0] > 0.06 * min(size) and all(_fair(goal, at, size) for goal in plan.phases[0]):
+        if at.spread[0] > 0.06 * min(size) and fair(plan, at, size):
             break
     else:
         raise GoalError(f"no start for {plan} found in a world of {size[0]:.0f}x{size[1]:.0f} with {n} particles: "

@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+import config
 from models.backbone import Backbone, save_random_model
 from models.heads import ActionSpec
 from models.vlm_policy import VLMPolicy
@@ -24,7 +25,8 @@ def make_policy(model_folder):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             policy = VLMPolicy(Backbone.from_pretrained(model_folder, lora=lora),
-                               ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden)
+                               ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
+                               words=("1 cluster", "1 left", "1 push"))
             policy.backbone.name, policy.backbone.files = "vlm_tiny", Backbone.small_files(model_folder)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:             # zero at the start, which would hide the dropout before it
@@ -37,3 +39,11 @@ def make_policy(model_folder):
 def policy(make_policy):
     """Shared: do not change its weights, and leave it in eval()."""
     return make_policy()
+
+
+@pytest.fixture(scope="session")
+def saved(policy, tmp_path_factory):
+    """A checkpoint of `policy`, whose episodes end after three steps."""
+    path = tmp_path_factory.mktemp("saved") / "policy.pt"
+    policy.save(path, {"config": config.load(["vlm_tiny", "env.max_steps=3"]).to_dict()})
+    return path

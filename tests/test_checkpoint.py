@@ -21,13 +21,6 @@ import evaluate  # noqa: E402
 META = {"config": config.load(["vlm_tiny", "env.max_steps=3"]).to_dict()}
 
 
-@pytest.fixture(scope="module")
-def saved(policy, tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "policy.pt"
-    policy.save(path, META)
-    return path
-
-
 def outputs(policy):
     obs, _ = ParticleVectorEnv(3).reset(seed=0)
     with torch.no_grad():
@@ -283,7 +276,7 @@ def test_evaluate_reports_what_it_writes(saved, capsys, tmp_path):
     import json
     assert evaluate.main(["--model", str(saved), "--episodes", "5", "--json", str(tmp_path / "a.json")]) == 0
     figures = json.loads((tmp_path / "a.json").read_text())
-    assert figures["split"] == "seen" and figures["policy"]["deterministic"]["n"] == 5
+    assert figures["model"] == str(saved) and figures["policy"]["deterministic"]["n"] == 5
     assert "k of n" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from models.losses import compute_gae, explained_variance, normalize, ppo_loss
+from models.losses import bc_loss, compute_gae, explained_variance, normalize, ppo_loss
 
 T = torch.tensor
 NO = torch.zeros(3, 1, dtype=torch.bool)
@@ -104,3 +104,12 @@ def test_explained_variance():
     assert explained_variance(returns, returns) == 1
     assert explained_variance(torch.full((3,), 2.0), returns) == 0
     assert explained_variance(returns, torch.ones(3)) == 0
+
+
+def test_bc_loss_by_hand():
+    """Log-probabilities -1 and -3: 2; looked -0.5 and 0: 0.25, 5 times; two words at even odds: 2 log 2, 4 times."""
+    loss, metrics = bc_loss(torch.tensor([-1.0, -3.0]), torch.tensor([-0.5, 0.0]), torch.zeros(2, 2),
+                            torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    assert abs(metrics["train/bc_loss"].item() - 2) < 1e-6 and abs(metrics["train/attention_loss"].item() - 0.25) < 1e-6
+    assert abs(metrics["train/reading_loss"].item() - 2 * math.log(2)) < 1e-6
+    assert abs(loss.item() - (2 + 1.25 + 8 * math.log(2))) < 1e-6

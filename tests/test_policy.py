@@ -271,9 +271,10 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
     official, backbone, images = Qwen2VLModel.from_pretrained(model_folder).eval(), policy.backbone, pictures(5, *size)
     with torch.no_grad():
         last, image, centres = backbone(images, GOALS)
-    count = size[0] * size[1] // 16**2
+    count, features = size[0] * size[1] // 16**2, []
+    official.visual.blocks[-1].register_forward_hook(lambda module, args, out: features.append(out))
     assert len({len(backbone.prompt(goal)[1]) for goal in GOALS}) > 2
-    assert last.shape == (5, 96) and image.shape == (5, count, 96) and last.dtype == image.dtype == torch.float32
+    assert last.shape == (5, 96) and image.shape == (5, 4 * count, 160) and last.dtype == image.dtype == torch.float32
     for b, goal in enumerate(GOALS):
         before, after = backbone.prompt(goal)
         ids = torch.tensor([before + [official.config.image_token_id] * count + after])
@@ -282,7 +283,10 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
             hidden = official(input_ids=ids, pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"],
                               mm_token_type_ids=(ids == official.config.image_token_id).int()).last_hidden_state[0]
         torch.testing.assert_close(last[b], hidden[-1], rtol=0, atol=1e-4)
-        torch.testing.assert_close(image[b], hidden[len(before):len(before) + count], rtol=0, atol=1e-4)
+        tokens = hidden[len(before):len(before) + count].repeat_interleave(4, 0)      # of every patch, its token's
+        torch.testing.assert_close(image[b, :, :96], tokens, rtol=0, atol=1e-4)
+        patches = torch.nn.functional.layer_norm(features[-1].view(4 * count, 64), (64,))
+        torch.testing.assert_close(image[b, :, 96:], patches, rtol=0, atol=1e-4)
 
 
 def test_prompt_is_what_the_tokenizer_makes_of_the_template(policy):
@@ -294,22 +298,59 @@ def test_prompt_is_what_the_tokenizer_makes_of_the_template(policy):
     assert backbone.prompt("heat") != backbone.prompt("cool")
 
 
-def test_centres_lie_where_the_tokens_are():
-    """Two rows of three tokens: (x, y), row by row."""
+def test_log_glanced_by_hand():
+    """Two glances at two patches, left and right; the first place is on the right, the second is not known."""
+    d = distribution(batch=2)
+    d.glances, d.centres = f64([0.9, 0.1], [0.2, 0.8]).expand(2, 2, 2), f64([0.25, 0.5], [0.75, 0.5])
+    places = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
+    wanted = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
+    torch.testing.assert_close(d.log_glanced(places), wanted, rtol=0, atol=1e-4)
+
+
+def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
+    policy = make_policy()
+    backbone, goal = policy.backbone, "please move every dot left, 왼쪽으로"
+    whole = backbone.prompt(goal)
+    policy.use_dropout(True, subwords=0.3).train()
+    torch.manual_seed(1)
+    cut = [backbone.prompt(goal) for _ in range(20)]
+    torch.manual_seed(1)
+    assert [backbone.prompt(goal) for _ in range(20)] == cut
+    decode = lambda ids: backbone.tokenizer.decode(ids).replace(" ", "")
+    assert {decode(after) for _, after in cut} == {decode(whole[1])} and len({tuple(after) for _, after in cut}) > 15
+    assert policy.eval().backbone.prompt(goal) == whole
+    assert policy.use_dropout(False).train().backbone.prompt(goal) == whole
+
+
+def test_centres_lie_where_the_patches_are():
+    """Two rows of three patches that are not merged: (x, y), row by row; merged by fours, token by token."""
     wanted = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
-    torch.testing.assert_close(Backbone.centres(2, 3, "cpu"), torch.tensor(wanted))
+    torch.testing.assert_close(Backbone.centres(2, 3, 1, "cpu"), torch.tensor(wanted))
+    wanted = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
+    torch.testing.assert_close(Backbone.centres(2, 4, 2, "cpu"), torch.tensor(wanted))
 
 
-def test_image_tokens_belong_to_their_places(policy):
-    """The first layer's image tokens: a change in the picture's top right corner reaches the token there most."""
+def test_patches_and_image_tokens_belong_to_their_places(policy):
+    """A change in the picture's top right corner reaches the token there most, and of its patches the changed one."""
     images = pictures(2)
     images[1] = images[0]
-    images[1, :16, 48:] = 255 - images[1, :16, 48:]
+    images[1, :8, 56:] = 255 - images[1, :8, 56:]
     with torch.no_grad():
-        seen = policy.backbone.vision(*policy.backbone.pixels(images))
-    changed = (seen[0] - seen[1]).abs().sum(-1)
-    centre = policy.backbone.centres(4, 4, "cpu")[changed.argmax()]
-    assert centre.tolist() == [0.875, 0.125]
+        tokens, patches = policy.backbone.vision(*policy.backbone.pixels(images))
+    for seen, grid, centre in ((tokens, (4, 4, 1), [0.875, 0.125]), (patches, (8, 8, 2), [0.9375, 0.0625])):
+        changed = (seen[0] - seen[1]).abs().sum(-1)
+        assert policy.backbone.centres(*grid, "cpu")[changed.argmax()].tolist() == centre
+
+
+def test_log_attended_by_hand():
+    """Two patches, left and right, two modes with weights 3/4 and 1/4; SET_PROPERTY points into the right one."""
+    d = distribution(batch=2, modes=2)
+    d.mode_logits = torch.log(f64(3.0, 1.0)).expand(2, KINDS, 2)
+    d.attention = f64([0.9, 0.1], [0.2, 0.8]).expand(2, KINDS, 2, 2)
+    d.centres = f64([0.25, 0.5], [0.75, 0.5])
+    actions = f64(*([float(kind), -1, 60, 10, 0, 1, 2] for kind in (ActionType.SET_PROPERTY, ActionType.APPLY_FORCE)))
+    wanted = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
+    torch.testing.assert_close(d.log_attended(actions), wanted, rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_its_samples(policy):
@@ -334,7 +375,7 @@ def test_odd_sentences_do_not_break_it(policy, goal):
     with torch.no_grad():
         last, image, _ = policy.backbone(pictures(2), [goal, "heat"])
         alone = policy.backbone(pictures(2)[1:], ["heat"])[0]
-    assert image.shape == (2, 16, 96) and torch.isfinite(last).all()
+    assert image.shape == (2, 64, 160) and torch.isfinite(last).all()
     torch.testing.assert_close(last[1], alone[0], rtol=0, atol=1e-5)
 
 

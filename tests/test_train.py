@@ -53,7 +53,7 @@ def test_leaves_what_it_promises(trained):
     made_by = json.loads((trained / "vlm_best.json").read_text())
     assert made_by["presets"] == ["vlm_tiny", "debug"] and made_by["seed"] == 0
     stages = [row["stage"] for row in metrics(trained)]
-    assert stages == ["bc"] * 2 + ["ppo"] * 3
+    assert stages == ["reading"] * 2 + ["bc"] * 2 + ["ppo"] * 3
 
 
 def test_same_seed_same_run(trained, tmp_path):
@@ -67,7 +67,7 @@ def test_other_seed_other_weights(trained, tmp_path):
     assert not equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
 
 
-@pytest.mark.parametrize("units", [1, 2, 3, 4])      # in behaviour cloning, between the stages, in PPO
+@pytest.mark.parametrize("units", [1, 2, 3, 4, 6])      # within the stages and between them
 def test_resumed_equals_uninterrupted(trained, tmp_path, monkeypatch, units):
     asked = []
 

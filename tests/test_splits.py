@@ -1,0 +1,229 @@
+"""The splits of an evaluation, goals in sets, worlds that go on, the mark of a phase that is done."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator import expert, splits
+from simulator import goals as G
+from simulator.action_operator import ActionType
+from simulator.goal_env import ParticleVectorEnv, Worlds, sentences_by_goal
+from simulator.language import corpus_hash, perturb
+from simulator.reader import normalise
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import evaluate  # noqa: E402
+
+EXPERT = splits.actors(None, 0)["expert"]
+
+
+# --- sets of goals ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("text, name", [
+    ("push(direction=left)", "simple"), ("push(direction=left, distance=10)", "amounts"), ("heat(by=2)", "amounts"),
+    ("cluster(ids=[0,1])", "by_particle"), ("move_toward(0, 1)", "by_particle"),
+    ("cluster() AND heat()", "at_once"), ("cluster() THEN heat() AND cool()", "in_order")])
+def test_sets(text, name):
+    assert G.set_of(G.parse(text)) == name
+
+
+@pytest.mark.parametrize("text, words", [
+    ("push(direction=left) THEN heat()", {"THEN", "1 push", "1 left", "2 heat"}),
+    ("cluster() AND cool(by=2)", {"AND", "1 cluster", "1 cool", "1 by"}),
+    ("move_to(id=3, x<16, y>48)", {"1 move_to", "1 particle 3", "1 x<16", "1 y>48"}),
+    ("move_toward(1, 2)", {"1 move_toward", "1 particle 1", "1 to 2"}),
+    ("cluster(ids=[0,5])", {"1 cluster", "1 particle 0", "1 particle 5"})])
+def test_what_a_plan_says(text, words):
+    assert G.words_of(G.parse(text)) == words
+
+
+def test_demonstrations_say_what_is_asked():
+    env = ParticleVectorEnv(8, goals=["cluster()", "push(direction=left)"])
+    env.reset(seed=0)
+    asked, _ = env.ask_otherwise(np.random.default_rng(0), 0.5)
+    assert env.words == ["1 cluster", "1 left", "1 push"] and asked["words"].dtype == np.float32
+    known = {text: goal for goal, texts in sentences_by_goal().items() for text in texts}
+    wanted = [[1, 0, 0] if known[text] == "cluster()" else [0, 1, 1] for text in asked["goal"]]
+    assert asked["words"].tolist() == wanted and np.isnan(asked["places"]).all()
+
+
+def test_demonstrations_tell_where_the_particles_are_that_are_meant():
+    env = ParticleVectorEnv(2)
+    env.reset(seed=0, options={"goals": ["move_toward(2, 0)", "move_to(id=5, x>48)"]})
+    places, at = env.ask_otherwise(np.random.default_rng(0), 0)[0]["places"], env.worlds.sim.position / 64
+    np.testing.assert_allclose(places[0], at[0, [2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(places[1, 0], at[1, 5], rtol=1e-6)
+    assert np.isnan(places[1, 1]).all()
+
+
+def test_an_environment_draws_the_items_of_its_goals_in_equal_shares():
+    env = ParticleVectorEnv(300, goals=["cluster()", "by_particle", "in_order"])
+    env.reset(seed=0)
+    drawn = [G.set_of(plan) for plan in env.worlds.goals]
+    assert {"simple", "by_particle", "in_order"} == set(drawn)
+    assert all(80 <= drawn.count(name) <= 120 for name in set(drawn))
+    assert len(set(map(str, env.worlds.goals))) > 100
+    asked = [G.set_of(plan) for plan in env.balanced_goals(9)]
+    assert asked == ["simple", "by_particle", "in_order"] * 3
+    known = sentences_by_goal()
+    assert all(text in known[str(plan)] for text, plan in zip(env.worlds.texts, env.worlds.goals, strict=True))
+
+
+def test_a_set_without_sentences_is_refused():
+    with pytest.raises(ValueError, match="no sentences for the goals 'in_order'"):
+        Worlds(1, goals=["simple", "in_order"], sentences={"cluster()": ["gather"]})
+
+
+# --- worlds that go on ------------------------------------------------------------------------------------------
+def test_a_share_of_the_episodes_goes_on_in_the_same_world():
+    env = ParticleVectorEnv(64, chain=0.5, max_steps=40)
+    env.reset(seed=1)
+    stayed = ended = 0
+    for _ in range(60):
+        before = env.worlds.sim.radius.copy()
+        _, _, terminated, truncated, _ = env.step(env.expert_actions())
+        for b in np.flatnonzero(terminated | truncated):
+            ended += 1
+            same = np.array_equal(env.worlds.sim.radius[b], before[b])
+            stayed += same
+            plan, start = env.worlds.goals[b], env.worlds.start[[b]]
+            assert env.worlds.steps[b] == 0 and G.fair(plan, start, env.worlds.size)
+            assert not G.reached(plan.goals[0], start, start, env.worlds.size)[0]
+    assert ended > 150 and 0.3 < stayed / ended < 0.6
+
+
+def test_ask_measures_from_here_on():
+    worlds = Worlds(2, goals=["push(direction=left)"])
+    worlds.begin([0, 1])
+    for _ in range(3):
+        worlds.step(expert.expert_actions(worlds))
+    at = worlds.now.centroid.copy()
+    worlds.ask([1], [G.parse("push(direction=up)")], ["go up"])
+    assert worlds.texts[1] == "go up" and worlds.steps.tolist() == [3, 0]
+    np.testing.assert_array_equal(worlds.start.centroid[1], at[1])
+    assert (worlds.start.centroid[0] != at[0]).any()
+
+
+# --- the mark ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_mark_tells_that_the_first_phase_is_done(scale):
+    worlds = Worlds(2, goals=["heat() THEN cluster() THEN push(direction=left)"])
+    worlds.begin([0, 1])
+    worlds.phase[1] = 2
+    plain, marked = worlds.sim.render(scale), worlds.render(scale=scale)
+    np.testing.assert_array_equal(marked[0], plain[0])
+    corner = marked[1, scale:5 * scale]
+    assert (corner[:, scale:5 * scale] == 255).all() and (corner[:, 7 * scale:11 * scale] == 255).all()
+    marked[1, scale:5 * scale, scale:11 * scale] = plain[1, scale:5 * scale, scale:11 * scale]
+    np.testing.assert_array_equal(marked, plain)
+    np.testing.assert_array_equal(worlds.render([1], scale)[0], worlds.render(scale=scale)[1])
+
+
+def test_time_counts_for_each_goal():
+    worlds = Worlds(2, max_steps=3)
+    worlds.begin([0, 1], [G.parse("push(direction=left)"), G.parse("heat() THEN push(direction=left)")])
+    ends = [worlds.step(expert.noop_actions(worlds))[2].tolist() for _ in range(6)]
+    assert ends == [[False, False]] * 2 + [[True, False]] * 3 + [[True, True]]
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+def test_perturbed_sentences_stay_near_the_sentence():
+    rng, kinds = np.random.default_rng(0), set()
+    for text in ("push everything left", "입자들을 왼쪽으로 밀어 줘"):
+        for _ in range(200):
+            other = perturb(text, rng)
+            assert other != text
+            if other == text + ".":
+                kinds.add("stop")
+            elif other == text.upper():
+                kinds.add("capitals")
+            elif other.replace("  ", " ") == text:
+                kinds.add("spaces")
+            elif other.endswith(text):
+                kinds.add("prefix")
+            else:       # a typing mistake: the letters differ by one at most, or two are swapped
+                kinds.add("typo")
+                assert abs(len(other) - len(text)) <= 1 and other[0] in text[:2]
+    assert kinds == {"stop", "capitals", "spaces", "prefix", "typo"}
+
+
+def test_the_splits_share_no_sentence_with_training():
+    seen = {normalise(text) for texts in sentences_by_goal("train").values() for text in texts}
+    goals = ["simple", "amounts", "by_particle", "at_once", "in_order"]
+    for split in splits.trained(goals):
+        if split not in ("seen", "swap", "chain", "by_particle"):
+            _, sentences = splits.case(split, goals)
+            assert not seen & {normalise(text) for texts in sentences.values() for text in texts}, split
+
+
+def test_an_agent_is_measured_on_what_it_was_trained_for():
+    assert splits.trained([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "chain"]
+    assert splits.trained(["simple", "by_particle"]) == [
+        "seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
+        "pair", "chain"]
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------
+def test_the_expert_does_every_split():
+    for split in splits.SPLITS:
+        measured = splits.measure(split, {}, None, 64, 5, list(G.SETS), names=["no-op", "expert"])
+        done, idle = measured["expert"], measured["no-op"]
+        if split == "swap":
+            assert done["spoken"]["rate"] > 0.95 and done["true"]["rate"] < 0.15 and done["gap"] > 0.8
+            assert idle["true"]["k"] == idle["spoken"]["k"] == 0
+        elif split == "chain":
+            assert done["mean"] > 4.6 and idle["mean"] == 0
+        else:
+            assert done["rate"] > 0.93 and idle["k"] == 0, split
+
+
+def test_a_chain_ends_at_the_first_goal_missed():
+    """An expert that stands still from the third goal of every second chain on: 5 and 2 goals in a row."""
+    count = {}
+
+    def act(worlds, running):
+        actions = expert.expert_actions(worlds)
+        for b in running:
+            count.setdefault(b, []).append((str(worlds.goals[b]), worlds.steps[b]))
+            if b % 2 and sum(step == 0 for _, step in count[b]) > 2:
+                actions[b] = expert.noop_actions(worlds)[b]
+        return actions[running]
+
+    chain = splits._chain(lambda n: Worlds(n), act, 8, 3)
+    assert chain["mean"] == 3.5 and [link["k"] for link in chain["links"]] == [8, 8, 4, 4, 4]
+
+
+def test_swap_counts_the_true_goal_at_any_step():
+    """An agent that ignores the sentence and heats: of two worlds set up for heating, both are heated."""
+    def act(worlds, running):
+        actions = expert.noop_actions(worlds)[running]
+        actions[:, 0], actions[:, 2:4], actions[:, 4:6] = ActionType.APPLY_HEAT, 32, (5, 64)
+        return actions
+
+    sentences = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
+    measured = splits._swap(lambda n: Worlds(n, goals=list(sentences), sentences=sentences), act, 10, 0)
+    assert measured["true"]["k"] == measured["true_if_told"]["k"] == 5         # every second one asks for heat
+    assert measured["spoken"]["k"] == 5 and measured["gap"] == 0
+
+
+def test_evaluate_all_splits_of_an_agent(saved, capsys, tmp_path):
+    assert evaluate.main(["--model", str(saved), "--split", "held_out", "chain", "--episodes", "3",
+                          "--json", str(tmp_path / "a.json")]) == 0
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert figures["held_out_en"]["sampled"]["n"] == 3 and len(figures["chain"]["expert"]["links"]) == 5
+    out = capsys.readouterr().out
+    assert "held_out_ko" in out and "chain: 5 in a row" in out
+    assert evaluate.main(["--model", str(saved), "--split", "heldout"]) == 2
+    assert "unknown split 'heldout': choose from held_out," in capsys.readouterr().err
+
+
+def test_the_shipped_agent_is_up_to_date():
+    """It loads, knows the corpus that ships, says how it did, and still does so."""
+    from models.vlm_policy import VLMPolicy
+    path = Path(__file__).resolve().parent.parent / "checkpoints/vlm_tiny.pt"
+    policy, about = VLMPolicy.from_checkpoint(path), json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size <= 4_000_000 and policy.meta["corpus"] == about["corpus"] == corpus_hash()
+    assert about["presets"] and about["training_seconds"] > 0 and about["seed"] == 0
+    reached = splits.measure("seen", {}, policy, 48, 7, names=["deterministic"])["deterministic"]
+    assert reached["rate"] > about["results"]["seen"]["deterministic"]["rate"] - 0.08
