@@ -171,7 +171,7 @@ def vlm_tiny_long(config):
     vlm_tiny(config)
     goals = ['simple'] * 3 + ['amounts'] + ['by_particle'] * 3 + ['at_once', 'in_order'] * 2
     config.env.update(goals=goals, chain=0.3)
-    config.vlm.update(reading_samples=200000, bc_samples=800000)
+    config.vlm.update(reading_samples=100000, bc_samples=1000000, ppo_epochs=20)
 
 
 @preset('model')
