@@ -80,7 +80,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
     'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
     'vlm.bc_relabel': (0.5, SHARE, 'share of pairs that ask for another goal in the same state'),
-    'vlm.bc_subword_dropout': (0.0, BELOW_1, 'share of the tokenizer\'s merges left out at random in cloning'),
+    'vlm.bc_subword_dropout': (0.0, BELOW_1, 'cloning and reading: share of places where words are cut at random'),
     'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
     'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
     'rl.clip_ratio': (0.2, INSIDE, 'PPO clips the probability ratio to 1 -/+ this'),
@@ -167,7 +167,7 @@ def vlm_tiny(config):
 
 @preset('model')
 def vlm_tiny_long(config):
-    """vlm_tiny for the whole goal language, in under an hour: the agent that ships"""
+    """vlm_tiny for the whole goal language, in about an hour"""
     vlm_tiny(config)
     goals = ['simple'] * 3 + ['amounts'] + ['by_particle'] * 3 + ['at_once', 'in_order'] * 2
     config.env.update(goals=goals, chain=0.3)

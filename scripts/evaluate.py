@@ -39,6 +39,8 @@ def main(argv=None):
     from simulator import splits
     from simulator.evaluation import evaluate_policy, show
     from simulator.goal_env import make_env
+    from simulator.goals import GoalError
+    from simulator.language import SentencesError
     groups = {"held_out": ["held_out_en", "held_out_ko"]} | {name: [name] for name in splits.SPLITS}
     for name in args.split:
         if name not in groups and name != "all":
@@ -48,23 +50,23 @@ def main(argv=None):
         if "config" not in policy.meta:
             return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
         settings = config.from_dict(policy.meta["config"])
-    except (CheckpointError, config.ConfigError) as error:
+        if args.split:
+            names = splits.trained(settings.env.goals) if "all" in args.split else [
+                name for word in args.split for name in groups[word]]
+            worlds = {"max_steps": settings.env.max_steps, "physics": dict(settings.physics), **settings.world}
+            figures = {}
+            for i, name in enumerate(names):
+                began = time.perf_counter()
+                episodes = args.episodes or (1000 if name == "chain" else 512)
+                figures[name] = splits.measure(name, worlds, policy, episodes, args.seed, settings.env.goals)
+                print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            print(splits.show(figures))
+        else:
+            episodes = args.episodes or 512
+            figures = evaluate_policy(make_env(settings, min(128, episodes)), policy, episodes, args.seed)
+            print(show(figures))
+    except (CheckpointError, config.ConfigError, GoalError, SentencesError) as error:
         return fail(error)
-    if not args.split:
-        episodes = args.episodes or 512
-        figures = evaluate_policy(make_env(settings, min(128, episodes)), policy, episodes, args.seed)
-        print(show(figures))
-    else:
-        names = splits.trained(settings.env.goals) if "all" in args.split else [
-            name for word in args.split for name in groups[word]]
-        worlds = {"max_steps": settings.env.max_steps, "physics": dict(settings.physics), **settings.world}
-        figures = {}
-        for i, name in enumerate(names):
-            began = time.perf_counter()
-            episodes = args.episodes or (1000 if name == "chain" else 512)
-            figures[name] = splits.measure(name, worlds, policy, episodes, args.seed, settings.env.goals)
-            print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        print(splits.show(figures))
     if args.json:
         own = args.json.absolute() == args.model.absolute().with_suffix(".json")
         about = {key: value for key, value in policy.meta.items() if key != "architecture"}

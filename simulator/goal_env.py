@@ -422,12 +422,8 @@ gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env
 
 
 def training_sentences(config):
-    """{goal: its sentences} that a config's training uses; ValueError for a file that cannot be read."""
-    try:
-        return sentences_by_goal("train", None, tuple(config.env.sentences))
-    except OSError as error:
-        raise ValueError(f"cannot read the sentences of {error.filename} ({error.strerror}): name a file that "
-                         "scripts/generate_training_data.py wrote in env.sentences") from None
+    """{goal: its sentences} that a config's training uses."""
+    return sentences_by_goal("train", None, tuple(config.env.sentences))
 
 
 def make_env(config, num_envs=None):

@@ -7,24 +7,35 @@ import json
 import re
 from pathlib import Path
 
+from simulator.goals import parse
+
 SENTENCES = Path(__file__).resolve().parent.parent / "data" / "goal_commands.jsonl"
 FIELDS = ("text", "language", "goal", "split", "source", "family")
 ALLOWED = {"language": ("ko", "en"), "split": ("train", "held_out", "new_words", "composition", "pair")}
 
 
+class SentencesError(ValueError):
+    """A file of sentences that cannot be used; the message is one line for the person who named it."""
+
+
 def load_sentences(path=None) -> list[dict]:
     """The rows of a file of sentences (by default the one that ships), each a dict of the six FIELDS.
 
-    A row that does not fit is a ValueError of one line that names the file's line.
+    SentencesError for a file that cannot be read and for a row that does not fit (it names the file's line).
     """
     path = Path(path or SENTENCES)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise SentencesError(f"cannot read the sentences of {path} ({error.strerror}): name a file that "
+                             "scripts/generate_training_data.py wrote") from None
     rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(_row(line.decode("utf-8")))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+                raise SentencesError(f"{path}, line {number}: {error}") from None
     return rows
 
 
@@ -46,8 +57,7 @@ def _row(line):
             raise ValueError(f"{field} must be a non-empty string, not {row[field]!r}")
         if row[field] not in ALLOWED.get(field, (row[field],)):
             raise ValueError(f"{field} must be {' or '.join(ALLOWED[field])}, not {row[field]!r}")
-    if not re.fullmatch(r"[a-z_]+\(.*\)", row["goal"]):
-        raise ValueError(f"goal must look like push(direction=left) or cluster(), not {row['goal']!r}")
+    parse(row["goal"])
     return row
 
 

@@ -121,7 +121,7 @@ def test_the_examples_of_the_spec_are_trained_on(text, goal):
 
 @pytest.mark.parametrize("change, message", [
     ({"language": "fr"}, "language must be ko or en, not 'fr'"), ({"split": "test"}, "split must be"),
-    ({"text": " "}, "text must be"), ({"goal": 3}, "goal must be"), ({"goal": "left"}, "goal must look like"),
+    ({"text": " "}, "text must be"), ({"goal": 3}, "goal must be"), ({"goal": "left"}, "cannot read the goal 'left'"),
     ({"extra": "1"}, "expected an object with text, language"),
 ])
 def test_a_malformed_row_is_one_line_with_its_number(tmp_path, change, message):
