@@ -127,9 +127,10 @@ def update_bc(policy, optimizer, obs, actions, config, generator):
     for batch in minibatches(len(actions), config.train.batch_size, generator):
         part, expert = select(obs, batch), actions[batch].to(policy.device)
         output = policy(part["image"], part["goal"])
-        words, places = (torch.from_numpy(part[name]).to(policy.device) for name in ("words", "places"))
-        looked = output.distribution.log_attended(expert) + output.distribution.log_glanced(places)
-        loss, metrics = bc_loss(output.distribution.log_prob(expert), looked, output.said, words)
+        words, due, places = (torch.from_numpy(part[name]).to(policy.device) for name in ("words", "due", "places"))
+        pi = output.distribution
+        looked = pi.log_attended(expert) + pi.log_glanced(places) + pi.log_due(due)
+        loss, metrics = bc_loss(pi.log_prob(expert), looked, output.said, words)
         metrics["train/grad_norm"] = step_optimizer(optimizer, loss, parameters, config.train.max_grad_norm)
         sums.append(metrics)
     return {key: float(np.mean([float(m[key]) for m in sums])) for key in sums[0]}
@@ -346,9 +347,8 @@ def _train(config, env, policy, folder, resume):
                       desc={"bc": "behaviour cloning"}.get(stage, stage), disable=not units[stage]) as bar:
                 while at["stage"] == stage and at["unit"] < units[stage] and not stopping:
                     generator = seed_unit(config.seed, stage, at["unit"])
-                    schedule = config.train.lr_schedule if stage == "bc" else "constant"
                     for group in optimizer.param_groups:
-                        group["lr"] = scheduled(config.vlm.bc_lr, schedule, at["unit"] / units[stage])
+                        group["lr"] = scheduled(config.vlm.bc_lr, config.train.lr_schedule, at["unit"] / units[stage])
                     policy.use_dropout(True, config.vlm.bc_subword_dropout).train()
                     row = update(generator)
                     if stage == "bc" and at["unit"] + 1 == units["bc"]:

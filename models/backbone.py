@@ -109,9 +109,10 @@ def _rotate(x, cos, sin):
 
 
 class Backbone(nn.Module):
-    """forward(images uint8 [B,H,W,3], goals: B strings) -> last [B,D], image [B,P,D+E], centres [P,2]; float32.
+    """forward(images uint8 [B,H,W,3], goals: B strings) -> text [B,T,D], ends [B], image [B,P,D+E], centres [P,2].
 
-    `last` is the hidden state of the prompt's last token. `image` tells of each patch the hidden state of its image
+    `text` are the hidden states of the tokens that follow the picture, float32, of sample b those up to `ends[b]`, its
+    last one; what comes after it is padding. `image` tells of each patch the hidden state of its image
     token and its own features in the vision tower before m*m patches are merged into that token, where things side
     by side become hard to tell apart; `centres` where in the picture the patches lie (x, y in [0, 1]).
     """
@@ -251,29 +252,29 @@ class Backbone(nn.Module):
         patches, (h, w) = self.pixels(images.to(self.device))
         image, features = self.vision(patches, (h, w))
         m = self.vlm.config.vision_config.spatial_merge_size
-        last, hidden = self._read_all(image, goals, (h // m, w // m))
-        return last, self.seen(hidden, features), self.centres(h, w, m, self.device)
+        text, ends, hidden = self._read_all(image, goals, (h // m, w // m))
+        return text, ends, self.seen(hidden, features), self.centres(h, w, m, self.device)
 
     def read(self, goals):
-        """The hidden state [B,D] of the last token of B sentences without a picture."""
-        return self._read_all(torch.zeros(len(goals), 0, self.width, device=self.device), goals, (0, 0))[0]
+        """As `forward` without a picture -> text [B,T,D], ends [B]."""
+        return self._read_all(torch.zeros(len(goals), 0, self.width, device=self.device), goals, (0, 0))[:2]
 
     def _read_all(self, image, goals, grid):
         """The language model on image tokens [B,S,D] and B sentences -> as `_read`."""
         prompts = [self.prompt(goal) for goal in goals]
         order = np.argsort([len(after) for _, after in prompts], kind="stable")      # of like length together: less
-        last, hidden = [], []                                                        # padding to compute
+        longest, parts = max(len(after) for _, after in prompts), []                 # padding to compute
         for group in np.array_split(order, max(1, len(order) // 16)):
-            a, b = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
-                              [prompts[i][1] for i in group], grid)
-            last.append(a)
-            hidden.append(b)
+            text, hidden = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
+                                      [prompts[i][1] for i in group], grid)
+            parts.append((F.pad(text, (0, 0, 0, longest - text.shape[1])), hidden))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
-        return torch.cat(last)[back], torch.cat(hidden)[back]
+        text, hidden = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        return text, torch.tensor([len(after) - 1 for _, after in prompts], device=self.device), hidden
 
     def _read(self, before, image, texts, grid):
         """The language model on token ids `before`, image tokens [B,S,D] of a `grid`, and B texts of token ids -> the
-        hidden states of the last token [B,D] and of the image's [B,S,D]."""
+        hidden states of the texts [B,T,D] and of the image [B,S,D]."""
         # padded on the right: under a causal mask no token sees what comes after it, so no mask is needed
         device, start, end = image.device, len(before), len(before) + image.shape[1]
         text = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
@@ -286,8 +287,7 @@ class Backbone(nn.Module):
             inputs_embeds=tokens, use_cache=False, attention_mask={"full_attention": None},
             position_ids=self.positions(start, grid, tokens.shape[1], device).expand(-1, len(texts), -1),
         ).last_hidden_state.float()
-        ends = torch.tensor([end + len(ids) - 1 for ids in texts], device=device)
-        return hidden[torch.arange(len(texts), device=device), ends], hidden[:, start:end]
+        return hidden[:, end:], hidden[:, start:end]
 
     @staticmethod
     def seen(hidden, features):

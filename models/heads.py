@@ -1,7 +1,7 @@
 """Heads on the backbone's hidden states, and the distribution over hybrid actions.
 
-Legend: B samples, P patches of a picture, D hidden size, E width of the vision tower, K action types, A numbers in an
-action vector, C continuous ones.
+Legend: B samples, S goals of a plan, W words of a goal, V words of all goals, T tokens of a sentence, P patches of a
+picture, D hidden size, E width of the vision tower, K action types, A numbers in an action vector, C continuous ones.
 """
 import math
 from dataclasses import dataclass
@@ -79,15 +79,15 @@ class HybridDistribution:
     `type_logits` [B,K]; the image point (x, y) given a type is a mixture of M truncated normals with weights
     `mode_logits` [B,K,M] and modes `point` [B,K,M,2]; the other continuous parameters have modes `other` [B,K,C-2];
     all in [0, 1] (share of the parameter's range), with `std` [K,C]; `class_logits` [B,K2] of the categorical column.
-    `attention` [B,K,M,P] says from which patches of the picture, with their `centres` [P,2], a point was read, and
-    `glances` [B,G,P] at which ones it looked before.
+    `attention` [B,K,M,P] says from which patches of the picture, with their `centres` [P,2], a point was read,
+    `glances` [B,G,P] at which ones it looked before, and `due` [B,S], logits, which goal of the plan it serves.
     """
 
     def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits, attention=None,
-                 glances=None, centres=None):
+                 glances=None, centres=None, due=None):
         self.spec, self.type_logits, self.class_logits = spec, type_logits, class_logits
         self.mode_logits, self.point, self.other, self.std = mode_logits, point, other, std
-        self.attention, self.glances, self.centres = attention, glances, centres
+        self.attention, self.glances, self.centres, self.due = attention, glances, centres, due
         tensor = lambda values: torch.tensor(values, dtype=point.dtype, device=point.device)
         low, high = tensor(spec.low), tensor(spec.high)
         columns = list(spec.continuous)
@@ -145,6 +145,10 @@ class HybridDistribution:
         looked = self.glances[:, :places.shape[1]].gather(2, patch[..., None]).squeeze(-1)
         return (known * (looked + 1e-6).log()).sum(-1)
 
+    def log_due(self, number):
+        """Log-probability [B] that the goal which is served is the one of this `number` [B] in its plan."""
+        return self.due.log_softmax(-1).gather(1, number[:, None]).squeeze(1)
+
     def entropy(self):
         """H(type) + sum over types of p(type) H(what the type uses), [B]. Exact but for the mixture of the point, for
         which it is the entropy of mode and point together (an upper bound of the point's own)."""
@@ -173,6 +177,9 @@ class HybridHead(nn.Module):
     does not learn to localise in minutes, and a single mode cannot say "here or there". A few more queries look around
     before anything is decided: what to do depends on the picture too (is it warm yet?), and by way of the last token
     alone that is learned far more slowly.
+
+    Of a plan of several goals one is served at a time: each goal is thought about apart, with the same weights, then
+    one is chosen, by what is seen. So what is learned of goals holds in plans that were never trained.
     """
 
     def __init__(self, spec, width, image_width, hidden, init_std, modes=4, key_width=32, glances=8):
@@ -185,6 +192,7 @@ class HybridHead(nn.Module):
         self.trunk, out = _mlp(width, hidden)
         self.glance = nn.Linear(out, glances * key_width)
         self.join = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, out))
+        self.due = nn.Linear(out, 1)
         self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
         self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
         self.query, self.aim = (nn.Linear(out, self.kinds * modes * key_width) for _ in range(2))
@@ -197,20 +205,24 @@ class HybridHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, last, image, centres):
-        """last [B,D], image [B,P,D+E] and the patches' centres [P,2] in [0,1] (x, y) -> HybridDistribution."""
+    def forward(self, goals, image, centres):
+        """What is known of each goal of a plan [B,S,W], image [B,P,D+E], and the patches' centres [P,2] in [0,1] (x, y)
+        -> HybridDistribution."""
         # the backbone knows places only relative to each other (RoPE): tell the keys where they lie
         waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
         place = self.place(torch.cat([centres, *waves], -1))                                              # [P,key]
         key, look = self.key(image) + place, self.look(image) + place                                     # [B,P,key]
 
         def attend(query):     # not divided by the square root of the width: the queries would take too long to grow
-            return (query.view(len(last), -1, self.key_width) @ key.transpose(1, 2)).softmax(-1)
+            return (query.view(len(goals), -1, self.key_width) @ key.transpose(1, 2)).softmax(-1)
 
-        z = self.trunk(last)
-        glances = attend(self.glance(z))                                                              # [B,G,P]
-        around = F.gelu(glances @ look)                                                               # [B,G,key]
-        z = z + self.join(torch.cat([z, STEEP * around.flatten(1)], -1))
+        z = self.trunk(goals)                                                                         # [B,S,out]
+        glances = attend(self.glance(z))                                                              # [B,S*G,P]
+        around = F.gelu(glances @ look).view(*z.shape[:2], -1)                                        # [B,S,G*key]
+        z = z + self.join(torch.cat([z, STEEP * around], -1))
+        due = self.due(z).squeeze(-1)                                                                 # [B,S]
+        z, glances = (torch.einsum("bs,bs...->b...", due.softmax(-1), each)
+                      for each in (z, glances.view(*z.shape[:2], -1, len(centres))))
         attention = attend(self.query(z))                                                             # [B,K*M,P]
         per_kind = lambda values, *shape: values.view(len(z), self.kinds, *shape)
         seen = F.gelu(attention @ look + self.aim(z).view(len(z), -1, self.key_width))                # [B,K*M,key]
@@ -223,8 +235,51 @@ class HybridHead(nn.Module):
         std = self.log_std.clamp(math.log(0.02), math.log(0.5)).exp()
         return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z), -1) + mode,
                                   per_kind(point, self.modes, 2), torch.sigmoid(per_kind(self.other(z), -1) + other),
-                                  std, classes, per_kind(attention, self.modes, -1),
-                                  glances, centres)
+                                  std, classes, per_kind(attention, self.modes, -1), glances, centres, due)
+
+
+class ReadingHead(nn.Module):
+    """Which of `words` a sentence says (`simulator.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one of
+    the plan.
+
+    For each goal it looks for the tokens that speak of it, whatever they say, and reads them as it reads those of every
+    other goal: a sentence that joins two goals which training never joined is read as well.
+    """
+
+    def __init__(self, width, words):
+        super().__init__()
+        numbers = sorted({word.split()[0] for word in words if word[0].isdigit()})
+        names = sorted({word.partition(" ")[2] for word in words if word[0].isdigit()})
+        self.of_plan = [i for i, word in enumerate(words) if not word[0].isdigit()]
+        column = {word: i for i, word in enumerate(words)}
+        self.of_goals = [[column.get(f"{number} {name}", len(words)) for name in names] for number in numbers]
+        table = [*(f"{number} {name}" for number in numbers for name in names), *(words[i] for i in self.of_plan)]
+        self.order = [table.index(word) for word in words]
+        self.where, self.goal = nn.Linear(width, len(numbers), bias=False), nn.Linear(width, len(names))
+        self.plan = nn.Linear(width, len(self.of_plan))
+        for layer in (self.goal, self.plan):
+            nn.init.constant_(layer.bias, -3.0)      # most words are not said
+
+    def forward(self, text, ends):
+        """text [B,T,D], of which [0, ends[b]] is sentence b -> logits [B,V]."""
+        after = torch.arange(text.shape[1], device=text.device) > ends[:, None]
+        tokens = self.where(text).masked_fill(after[..., None], -math.inf).softmax(1)                      # [B,T,S]
+        goals, plan = self.goal(tokens.transpose(1, 2) @ text), self.plan(last_of(text, ends))
+        return torch.cat([goals.flatten(1), plan], -1)[:, self.order]
+
+    def by_goal(self, said):
+        """Logits [B,V] -> what each goal of the plan is taken to be [B,S,W], probabilities: its number, its words, and
+        the plan's."""
+        said = F.pad(said.sigmoid(), (0, 1))        # what is never said of a goal: 0
+        goals = said[:, self.of_goals]
+        plan = said[:, None, self.of_plan].expand(-1, goals.shape[1], -1)
+        number = torch.eye(goals.shape[1], device=said.device).expand(len(said), -1, -1)
+        return torch.cat([number, goals, plan], -1)
+
+
+def last_of(text, ends):
+    """The hidden state [B,D] of each sentence's last token, from text [B,T,D] and ends [B]."""
+    return text[torch.arange(len(text), device=text.device), ends]
 
 
 class ValueHead(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.checkpoint import CheckpointError, load, save
-from models.heads import ActionSpec, HybridDistribution, HybridHead, ValueHead
+from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
 
 
 @dataclass
@@ -29,17 +29,18 @@ class VLMPolicy(nn.Module):
     Dropout (LoRA's, and of subwords) is off by default, also in `.train()`: PPO's ratio must compare the same function
     before and after an update. Behaviour cloning turns it on with `use_dropout(True)`.
 
-    `words` are what goals are made of (`simulator.goals.words_of`). The policy says which of them it reads in the
-    sentence, and acts on that: taught directly, it understands a sentence long before it can do what was asked.
+    `words` are what plans are made of (`simulator.goals.words_of`). The policy says which of them it reads in the
+    sentence, chooses the goal that is due, and acts on that alone: taught directly, it understands a sentence long
+    before it can do what was asked. Without words it acts on the hidden state of the sentence's last token.
     """
 
     def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, words=()):
         super().__init__()
         self.backbone, self.spec, self.words = backbone, spec, tuple(words)
         self.head_settings = {"hidden": list(hidden), "init_std": init_std, "words": list(words)}
-        self.reading_head = nn.Linear(backbone.width, len(words))
-        nn.init.constant_(self.reading_head.bias, -3.0)      # most words are not said
-        self.action_head = HybridHead(spec, backbone.width + len(words), backbone.image_width, hidden, init_std)
+        self.reading_head = ReadingHead(backbone.width, self.words)
+        known = self.reading_head.by_goal(torch.zeros(1, len(words))).shape[-1] if words else backbone.width
+        self.action_head = HybridHead(spec, known, backbone.image_width, hidden, init_std)
         self.value_head = ValueHead(backbone.width, [hidden[-1]])
         self._dropout = False
 
@@ -60,11 +61,11 @@ class VLMPolicy(nn.Module):
 
     def forward(self, images, goals):
         """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
-        last, image, centres = self.backbone(self._images(images), list(goals))
-        said = self.reading_head(last)
+        text, ends, image, centres = self.backbone(self._images(images), list(goals))
+        last, said = last_of(text, ends), self.reading_head(text, ends)
+        understood = self.reading_head.by_goal(said) if self.words else last[:, None]
         # the critic learns from the features without pulling at them: its loss must not move the policy
-        return PolicyOutput(self.value_head(last.detach()),
-                            self.action_head(torch.cat([last, said.sigmoid()], -1), image, centres), said)
+        return PolicyOutput(self.value_head(last.detach()), self.action_head(understood, image, centres), said)
 
     def _images(self, images):
         if isinstance(images, (list, tuple)):
@@ -85,7 +86,7 @@ class VLMPolicy(nn.Module):
 
     def read(self, goals):
         """Logits [B,V] of which `words` B sentences say, read without a picture."""
-        return self.reading_head(self.backbone.read(list(goals)))
+        return self.reading_head(*self.backbone.read(list(goals)))
 
     def understood(self, output):
         """What the policy takes B sentences to say, from their PolicyOutput: B lists of `words`."""

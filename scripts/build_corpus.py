@@ -49,6 +49,7 @@ COLOURS = {"en": [name for name, _, _ in PALETTE],
            "ko": [name.replace("하늘", "하늘색") for _, name, _ in PALETTE]}
 IDS = range(len(PALETTE))
 FILLS = {"move_one": 8, "move_toward": 8, "cluster_some": 6, "push_distance": 4, "heat_to": 4, "and": 8, "then": 8}
+TRAINED = {"and": 24, "then": 24}       # of templates for training: how goals are joined is learned from many pairs
 # kinds of goals that training never combines, whether at once or in order
 APART = [{"push", "heat"}, {"cluster", "cool"}, {"spread", "heat"}, {"vibrate", "move_to"}, {"align", "cool"},
          {"push", "align"}]
@@ -122,7 +123,7 @@ def compositions(template, clauses, rng):
             words = dict(fills(kind_of(goal), language, rng))[goal]
             slots |= {letter + form: fill(said(clause, letter != spoken_first), words)
                       for form, clause in forms.items()}
-        first, second = sorted((a, b)) if kind == "and" else (a, b)      # at once: the order has no meaning
+        first, second = (b, a) if kind == "and" and spoken_first == "b" else (a, b)     # at once: as it is spoken
         sentence = fill(text, slots)
         # "push them right at once" would mean something else
         sentence = re.sub(r"(?<!the )(?<!and )\bright (?!and\b|corner)", "to the right ", sentence)
@@ -135,11 +136,14 @@ def said(clause, again):
 
 
 def forms_of(clause):
-    """A clause's forms by the slot's ending; Korean 주세요, 는 follow from 줘, 면서 (놓으면서: 놓는, 밀면서: 미는)."""
+    """A clause's forms by the slot's ending; Korean 주세요, 는 follow from 줘, 면서 (놓으면서: 놓는, 모으면서: 모으는, 밀면서: 미는)."""
     if clause["language"] == "en":
         return {"": clause["text"]}
-    stem = clause["면서"].removesuffix("면서").removesuffix("으")
-    if "가" <= stem[-1] <= "힣" and (ord(stem[-1]) - 0xAC00) % 28 == 8:       # ㄹ falls out
+    stem = clause["면서"].removesuffix("면서")
+    batchim = lambda at: (ord(stem[at]) - 0xAC00) % 28      # 0: none
+    if stem[-1] == "으" and batchim(-2):        # 놓으면서, but not 모으면서
+        stem = stem[:-1]
+    elif batchim(-1) == 8:        # ㄹ falls out
         stem = stem[:-1] + chr(ord(stem[-1]) - 8)
     return {form: clause[form] for form in ("고", "줘", "다음", "면서")} | {
         "주세요": clause["줘"].removesuffix("줘") + "주세요", "는": stem + "는"}
@@ -194,7 +198,8 @@ def rows_of(template, clauses):
                      for goal, words in [item for item in table if item not in trained][:2]]
         return rows
     table = list(compositions(template, clauses, rng))
-    rows = [row(goal, text) for goal, text in table if not apart(goal)][:FILLS[kind]]
+    count = TRAINED[kind] if split == "train" else FILLS[kind]
+    rows = [row(goal, text) for goal, text in table if not apart(goal)][:count]
     if split == "train":
         rows += [row(goal, text, "composition") for goal, text in table if apart(goal)][:4]
     return rows

@@ -343,9 +343,11 @@ class Corpus:
         rows = []
         for number, sentence in enumerate(sentences or []):
             text = unicodedata.normalize("NFC", sentence).strip() if isinstance(sentence, str) else ""
-            row = {"text": text, "language": task.language, "goal": task.goal, "split": "train",
+            understood = parse(read_goal(text) or task.goal)        # goals at once in the order in which they are said
+            row = {"text": text, "language": task.language, "goal": str(understood), "split": "train",
                    "source": task.model, "family": "llm"}
-            reason = "surplus" if number >= task.variations else self._refusal(row, task, sentence)
+            contradicted = understood.meaning != parse(task.goal).meaning
+            reason = "surplus" if number >= task.variations else self._refusal(row, task, sentence, contradicted)
             self.counts[reason or "rows"] += 1
             if reason is None:
                 self.taken.add(key(text))
@@ -354,12 +356,11 @@ class Corpus:
         if rows:
             append(self.output, "".join(rows))
 
-    def _refusal(self, row, task, sentence):
+    def _refusal(self, row, task, sentence, contradicted):
         if not isinstance(sentence, str):
             return "not_text"
         same = key(row["text"])
         double = same in self.taken or (self.present[same] != row if same in self.present else same in self.shipped)
-        contradicted = read_goal(row["text"]) not in (None, task.goal)
         return (refusal(row["text"], task)
                 or ("duplicate" if double else "contradicted" if contradicted else None))
 

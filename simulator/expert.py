@@ -95,21 +95,46 @@ def best_strength(want, position, velocity, mass, point, sign):
     return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, STRENGTH)
 
 
-# of goals that must hold at once: what is served first, and how far beyond its target before the next one is
-FIRST = {"heat": 2, "cool": 2, "spread": 1, "cluster": 1}
-MARGIN = {"heat": 1.0, "cool": 0.5, "spread": 2.0, "cluster": 2.0}      # degrees, px
+SERVED_FIRST = ("heat", "cool", "move_to", "cluster", "spread")     # of goals at once, those that least undo others
+
+
+def enough(goal, worlds, b):
+    """How far a goal [b] must have come before the expert serves another one that must hold at once. What the picture
+    tells must do: a learner does not see how the episode began."""
+    reached = target(goal, worlds.start[b], worlds.size)
+    match goal.kind:
+        case "heat":
+            return np.maximum(reached, 4.5)
+        case "cool":
+            return np.maximum(reached, -0.4)
+        case "spread":
+            return np.maximum(reached, 0.28 * min(worlds.size))
+        case "cluster":
+            return -1.75 * np.sqrt((worlds.sim.radius[b, :worlds.n_particles] ** 2).sum(1))
+    return reached
+
+
+def due(worlds):
+    """Which of `plan.goals` the expert serves now in each world, int [B]: of those that must hold at once, by
+    SERVED_FIRST, the first that has not yet come far `enough`, or the last."""
+    rank = lambda goal: (*SERVED_FIRST, goal.kind).index(goal.kind)
+    numbers = np.zeros(len(worlds.goals), int)
+    for b, (plan, phase) in enumerate(zip(worlds.goals, worlds.phase, strict=True)):
+        before, at = sum(map(len, plan.phases[:phase])), (worlds.now[[b]], worlds.start[[b]])
+        order = sorted(range(len(plan.phases[phase])), key=lambda n: rank(plan.phases[phase][n]))
+        lacks = [n for n in order[:-1] if (progress(plan.phases[phase][n], *at, worlds.size)
+                                           < enough(plan.phases[phase][n], worlds, [b])).all()]
+        numbers[b] = before + (lacks or order[-1:])[0]
+    return numbers
 
 
 def expert_actions(worlds):
-    """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state. Of goals that must hold at once it
-    serves one that does not yet hold with a margin: who cannot measure exactly may copy it."""
-    actions = noop_actions(worlds)
-    for goal, b in sorted(worlds.active(), key=lambda pair: FIRST.get(pair[0].kind, 0)):
-        now, start = worlds.now[b], worlds.start[b]
-        well = target(goal, start, worlds.size) + MARGIN.get(goal.kind, 0)
-        b = b[(progress(goal, now, start, worlds.size) < well) | (actions[b, 0] == ActionType.NOOP)]
-        if len(b):
-            serve(goal, worlds, b, actions)
+    """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state."""
+    actions, table = noop_actions(worlds), {}
+    for b, (plan, number) in enumerate(zip(worlds.goals, due(worlds), strict=True)):
+        table.setdefault(plan.goals[number], []).append(b)
+    for goal, b in table.items():
+        serve(goal, worlds, np.array(b), actions)
     return actions
 
 

@@ -307,22 +307,23 @@ class ParticleVectorEnv(VectorEnv):
     def ask_otherwise(self, rng, share):
         """As if something else had been asked here and now: what is asked, and the expert's actions [E,7] for it.
 
-        What is asked: E sentences, `goal`; which of `words` they say, float32 [E,V]; and the `places` of the one
-        particle that is meant and of the one it shall go to, float32 [E,2,2], shares of the picture, NaN for none.
+        What is asked: E sentences, `goal`; which of `words` they say, float32 [E,V]; the number of the goal that is
+        `due`, which the expert serves, int [E]; and the `places` of the one particle that it means and of the one that
+        shall be gone to, float32 [E,2,2], shares of the picture, NaN for none.
         A `share` of the worlds is asked for another goal, all others for the same one in other words."""
         worlds = self.worlds
         goals, texts = worlds.goals, worlds.texts
         other = (rng.random(self.num_envs) < share) & (worlds.phase == 0)     # the picture tells the phase
         worlds.goals = [worlds.draw(rng) if change else goal for goal, change in zip(goals, other, strict=True)]
         asked, actions = tuple(worlds.say(goal, rng) for goal in worlds.goals), self.expert_actions()
-        words = self._said(worlds.goals)
+        words, due = self._said(worlds.goals), expert.due(worlds)
         places = np.full((self.num_envs, 2, 2), np.nan, np.float32)
         for b, plan in enumerate(worlds.goals):
-            goal = plan.phases[worlds.phase[b]][0]
+            goal = plan.goals[due[b]]
             if goal.kind in ("move_to", "move_toward"):
                 places[b, :len(goal.ids)] = worlds.sim.position[b, list(goal.ids)] / worlds.size
         worlds.goals, worlds.texts = goals, texts
-        return {"goal": asked, "words": words, "places": places}, actions
+        return {"goal": asked, "words": words, "due": due, "places": places}, actions
 
     def things_to_say(self, rng, n):
         """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""

@@ -108,6 +108,11 @@ class Plan:
         """The goals of all phases, in order."""
         return tuple(goal for phase in self.phases for goal in phase)
 
+    @property
+    def meaning(self):
+        """Equal for plans that ask for the same: the order of goals at once is only that in which they are said."""
+        return tuple(map(frozenset, self.phases))
+
     def __str__(self):
         return " THEN ".join(" AND ".join(map(str, phase)) for phase in self.phases)
 
@@ -386,16 +391,19 @@ def set_of(plan):
 
 
 def words_of(plan):
-    """What a plan says as a set of words, each with the number of its phase, as {"1 push", "1 left", "2 heat"} of
-    "push(direction=left) THEN heat()". Amounts are left out."""
+    """What a plan says as a set of words, each with the number of its goal among `plan.goals`, as
+    {"THEN", "1 push", "1 left", "2 heat", "2 by=3"} of "push(direction=left) THEN heat(by=3)"."""
     words = {"THEN"} if len(plan.phases) > 1 else set()
-    for number, phase in enumerate(plan.phases, start=1):
-        words |= {"AND"} if len(phase) > 1 else set()
-        for goal in phase:
-            said = [goal.kind, goal.argument, *("xy"[axis] + side + f"{at:g}" for axis, side, at in goal.bounds)]
-            roles = ("particle", "to") if goal.kind == "move_toward" else ("particle",) * len(goal.ids)
-            said += [f"{role} {i}" for role, i in zip(roles, goal.ids, strict=True)]
-            words |= {f"{number} {word}" for word in said if word}
+    words |= {"AND"} if any(len(phase) > 1 for phase in plan.phases) else set()
+    for number, goal in enumerate(plan.goals, start=1):
+        said = [goal.kind, *("xy"[axis] + side + f"{at:g}" for axis, side, at in goal.bounds)]
+        if goal.amount is not None:
+            said.append(f"{'distance' if goal.kind == 'push' else goal.argument}={goal.amount:g}")
+        if goal.kind not in ("heat", "cool") and goal.argument:
+            said.append(goal.argument)
+        roles = ("particle", "to") if goal.kind == "move_toward" else ("particle",) * len(goal.ids)
+        said += [f"{role} {i}" for role, i in zip(roles, goal.ids, strict=True)]
+        words |= {f"{number} {word}" for word in said}
     return words
 
 

@@ -105,15 +105,16 @@ ENGLISH = [
     # at once, or in order
     (NOTHING, r"don't(?= .*\buntil (you|this is done)\b)|only do it(?= after you\b)|and only(?= then\b)"),
     (FIRST, "until this is done|(only )?(right |straight )?(after|once|as soon as|until|till) you('ve| have)?"),
-    (AT_ONCE, r"in the same breath|(at|in) (the|that|one and the) (very )?(same )?(time|moment|instant|meantime)|"
+    (AT_ONCE, r"in the same breath|(at|in) (the|that|one and the) (very )?(same )?(time|moment|instant|meantime|"
+               "process)|"
                "(both |all )?at once"),
     (AT_ONCE, r"simultaneously|concurrently|in parallel|(and )?meanwhile|(in|as) (one|a single) (go|move|step|action|"
               r"fell swoop)|in sync"),
     (AT_ONCE, r"(and )?(all the )?while( you( do (it|that))?| you're( doing that| at it)?)?|"
                "the whole time"),
-    (AT_ONCE, r"as you( do it)?|along(side| with)( (that|this))?|(do )?both|as well( as)?|"
-               "multitask(ing)?( a little)?|in tandem"),
-    (AT_ONCE, r"(two things|these two|the two|both)( done)? together|combine (the|these) two|"
+    (AT_ONCE, r"as (you( do it)?|that's going on)|along(side| with| the way)( (that|this))?|(do )?both|"
+               "as well( as)?|multitask(ing)?( a little)?|in tandem"),
+    (AT_ONCE, r"(two things|these two|the two|both)( done)? together|combine (the|these) two|a combo|"
                "two jobs going side by side"),
     (IN_ORDER, "in sequence|(one|first one, then) after the other|in (that|this) order|in order|two steps"),
     (FIRST, "first things first|before (anything else|that)|(to|for) (begin|start)(ers|( with))|for now|but first"),
@@ -279,8 +280,8 @@ KOREAN = [
     (NOTHING, r"(?<=주)시?면 안 ?[돼되]\w*|[두놔놓]면 돼"),
     (NOTHING, "(한숨|숨)( 좀)? ?돌|(걸|게|것을?) (보고|보기)"),
     # at once, or in order
-    (AT_ONCE, "(따로|하나씩)( 하지)? 말고|어느 쪽도 멈추지 말고|(둘 중 )?하나라도 빠지면 안 돼|"
-              "순서 (없이( 같이)?|따지지 말고)|뭐부터 할 것 없이"),
+    (AT_ONCE, "(따로|하나씩)( 하지)? 말고|어느 쪽도 멈추지 말고|둘 다 놓치지 말고|(둘 중 )?하나라도 빠지면 안 돼|"
+              "순서 (없이( 같이)?|따지지 말고)|뭐(부터 할|가 먼저랄) 것 없이"),
     (AT_ONCE, "(그와 |그것도 |물론 )?동시에|면서|는 (동안|중|와중|김)에?|는 내내|같은 순간에|한꺼번에|한 ?번에|"
               "한 ?방에|같이 되게"),
     (AT_ONCE, "둘 다( 같이| 한꺼번에| 되)?|둘을 함께|두 (가지|개)[가를]? ?(모두|다|같이|함께)( 되면)?|멀티|"
@@ -519,7 +520,7 @@ def _plans(parts):
     backward = SECOND in before or between & {FIRST, WAS_SECOND} or WAS_FIRST in after
     if AT_ONCE in parts:
         fits = not (forward or backward or IN_ORDER in parts) and _together(parse(a).goals[0], parse(b).goals[0])
-        return {" AND ".join(sorted((a, b)))} if fits else {a, b, "contradictory"}
+        return {f"{a} AND {b}"} if fits else {a, b, "contradictory"}
     if forward and backward or after & {FIRST, SECOND}:
         return {a, b, "contradictory"}
     return {f"{b} THEN {a}" if backward else f"{a} THEN {b}"}

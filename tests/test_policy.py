@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.heads import ActionSpec, HybridDistribution, UnitTruncatedNormal
+from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, UnitTruncatedNormal, last_of
 from simulator.action_operator import ActionType
 from simulator.goal_env import ParticleVectorEnv, action_space
 
@@ -270,11 +270,12 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
     from transformers import Qwen2VLModel
     official, backbone, images = Qwen2VLModel.from_pretrained(model_folder).eval(), policy.backbone, pictures(5, *size)
     with torch.no_grad():
-        last, image, centres = backbone(images, GOALS)
+        text, ends, image, centres = backbone(images, GOALS)
     count, features = size[0] * size[1] // 16**2, []
     official.visual.blocks[-1].register_forward_hook(lambda module, args, out: features.append(out))
     assert len({len(backbone.prompt(goal)[1]) for goal in GOALS}) > 2
-    assert last.shape == (5, 96) and image.shape == (5, 4 * count, 160) and last.dtype == image.dtype == torch.float32
+    assert text.shape == (5, ends.max() + 1, 96) and image.shape == (5, 4 * count, 160)
+    assert text.dtype == image.dtype == torch.float32
     for b, goal in enumerate(GOALS):
         before, after = backbone.prompt(goal)
         ids = torch.tensor([before + [official.config.image_token_id] * count + after])
@@ -282,7 +283,7 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
         with torch.no_grad():
             hidden = official(input_ids=ids, pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"],
                               mm_token_type_ids=(ids == official.config.image_token_id).int()).last_hidden_state[0]
-        torch.testing.assert_close(last[b], hidden[-1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(text[b, :ends[b] + 1], hidden[len(before) + count:], rtol=0, atol=1e-4)
         tokens = hidden[len(before):len(before) + count].repeat_interleave(4, 0)      # of every patch, its token's
         torch.testing.assert_close(image[b, :, :96], tokens, rtol=0, atol=1e-4)
         patches = torch.nn.functional.layer_norm(features[-1].view(4 * count, 64), (64,))
@@ -305,6 +306,51 @@ def test_log_glanced_by_hand():
     places = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
     wanted = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
     torch.testing.assert_close(d.log_glanced(places), wanted, rtol=0, atol=1e-4)
+
+
+def test_log_due_by_hand():
+    """Goals that weigh 1 and 3: the first is due with a probability of a quarter."""
+    d = distribution(batch=2)
+    d.due = f64([0, math.log(3)]).expand(2, 2)
+    torch.testing.assert_close(d.log_due(torch.tensor([0, 1])), f64(math.log(0.25), math.log(0.75)))
+
+
+def test_goals_are_thought_about_apart(policy):
+    """Their order in the plan means nothing to the head; two that are equal do what one of them does."""
+    head = HybridHead(policy.spec, 5, 8, [16], 0.1)
+    torch.manual_seed(0)
+    goals, image, centres = torch.rand(3, 2, 5), torch.rand(3, 4, 8), torch.rand(4, 2)
+    with torch.no_grad():
+        for weight in head.parameters():        # some start at 0
+            weight.add_(0.3 * torch.randn(weight.shape))
+        one, turned = head(goals, image, centres), head(goals.flip(1), image, centres)
+        alone, twice = head(goals[:, :1], image, centres), head(goals[:, [0, 0]], image, centres)
+    torch.testing.assert_close(one.due, turned.due.flip(1))
+    assert (one.due.softmax(-1) - 0.5).abs().min() > 1e-3
+    for a, b in ((one, turned), (alone, twice)):
+        for name in ("type_logits", "mode_logits", "point", "other", "class_logits", "attention", "glances"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-5)
+    assert (one.type_logits - alone.type_logits).abs().max() > 1e-3
+
+
+def test_a_word_is_known_of_its_goal():
+    """Number, words, "THEN", which is of the whole plan; 0 for a word that is never said of a goal."""
+    head = ReadingHead(4, ["1 heat", "1 left", "1 push", "2 heat", "THEN"])
+    known = head.by_goal(torch.tensor([[9.0, -9.0, -9.0, 9.0, 9.0]])).round()
+    assert known.tolist() == [[[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]]]
+
+
+def test_reading_by_hand():
+    """Goal 1 is looked for at tokens that begin with a large number, goal 2 at those that end with one; what comes after
+    the end is not read. The third number says "heat", the fourth "push", that of the last token "THEN"."""
+    head = ReadingHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
+    with torch.no_grad():
+        head.where.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
+        head.goal.weight.copy_(torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]]))
+        head.plan.weight.copy_(torch.tensor([[0, 0, 2.0, 0]]))
+        text = torch.tensor([[[1.0, 0, 5, -1], [0, 1.0, 7, -2], [0, 0, 3, 0], [9, 9, 9, 9]]])
+        said = head(text, torch.tensor([2]))
+    torch.testing.assert_close(said, torch.tensor([[5.0, -1, 7, 6]]) - 3)
 
 
 def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
@@ -356,16 +402,18 @@ def test_log_attended_by_hand():
 def test_a_batch_is_its_samples(policy):
     images = pictures(5)
     with torch.no_grad():
-        together = policy.backbone(images, GOALS)[:2]
+        text, ends, image, _ = policy.backbone(images, GOALS)
         for b in range(5):
-            for whole, part in zip(together, policy.backbone(images[b:b + 1], GOALS[b:b + 1])[:2], strict=True):
-                torch.testing.assert_close(part[0], whole[b], rtol=0, atol=1e-5)
+            one, end, picture, _ = policy.backbone(images[b:b + 1], GOALS[b:b + 1])
+            assert end == ends[b]
+            torch.testing.assert_close(one[0], text[b, :end + 1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(picture[0], image[b], rtol=0, atol=1e-5)
 
 
 def test_sentence_and_picture_both_matter(policy):
     images = pictures(2)
     with torch.no_grad():
-        a, b, c = (policy.backbone(picture[None], [goal])[0] for picture, goal in (
+        a, b, c = (last_of(*policy.backbone(picture[None], [goal])[:2]) for picture, goal in (
             (images[0], "heat"), (images[0], "cool"), (images[1], "heat")))
     assert (a - b).abs().max() > 1e-3 and (a - c).abs().max() > 1e-3
 
@@ -373,10 +421,10 @@ def test_sentence_and_picture_both_matter(policy):
 @pytest.mark.parametrize("goal", ["<|image_pad|>", "go <|image_pad|> left <|vision_end|><|im_end|>", "", "🙂 \x00"])
 def test_odd_sentences_do_not_break_it(policy, goal):
     with torch.no_grad():
-        last, image, _ = policy.backbone(pictures(2), [goal, "heat"])
+        text, ends, image, _ = policy.backbone(pictures(2), [goal, "heat"])
         alone = policy.backbone(pictures(2)[1:], ["heat"])[0]
-    assert image.shape == (2, 64, 160) and torch.isfinite(last).all()
-    torch.testing.assert_close(last[1], alone[0], rtol=0, atol=1e-5)
+    assert image.shape == (2, 64, 160) and torch.isfinite(text).all()
+    torch.testing.assert_close(text[1, :ends[1] + 1], alone[0], rtol=0, atol=1e-5)
 
 
 # --- the policy -------------------------------------------------------------------------------------------------

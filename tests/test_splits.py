@@ -30,7 +30,10 @@ def test_sets(text, name):
 
 @pytest.mark.parametrize("text, words", [
     ("push(direction=left) THEN heat()", {"THEN", "1 push", "1 left", "2 heat"}),
-    ("cluster() AND cool(by=2)", {"AND", "1 cluster", "1 cool", "1 by"}),
+    ("cluster() AND cool(by=2)", {"AND", "1 cluster", "2 cool", "2 by=2"}),
+    ("push(direction=up, distance=7.5)", {"1 push", "1 up", "1 distance=7.5"}),
+    ("vibrate() AND heat() THEN spread() AND move_to(region=center)",
+     {"AND", "THEN", "1 vibrate", "2 heat", "3 spread", "4 move_to", "4 center"}),
     ("move_to(id=3, x<16, y>48)", {"1 move_to", "1 particle 3", "1 x<16", "1 y>48"}),
     ("move_toward(1, 2)", {"1 move_toward", "1 particle 1", "1 to 2"}),
     ("cluster(ids=[0,5])", {"1 cluster", "1 particle 0", "1 particle 5"})])
@@ -55,6 +58,26 @@ def test_demonstrations_tell_where_the_particles_are_that_are_meant():
     np.testing.assert_allclose(places[0], at[0, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(places[1, 0], at[1, 5], rtol=1e-6)
     assert np.isnan(places[1, 1]).all()
+
+
+def test_the_expert_says_which_goal_is_due():
+    """Heating first, while that lacks; then pushing, whatever it has reached; in order: by phase."""
+    worlds = Worlds(3)
+    worlds.begin(range(3), [G.parse("push(direction=left) AND heat()"), G.parse("cluster()"),
+                            G.parse("heat() THEN cluster() AND cool() THEN spread()")])
+    assert expert.due(worlds).tolist() == [1, 0, 0]
+    worlds.sim.temperature[:] = 9
+    worlds.now = G.Summary.of(worlds.sim, worlds.initial)
+    worlds.phase[2] = 1
+    assert expert.due(worlds).tolist() == [0, 0, 2]
+    assert expert.expert_actions(worlds)[:, 0].tolist() == [
+        ActionType.APPLY_ATTRACTION, ActionType.APPLY_ATTRACTION, ActionType.APPLY_HEAT]
+    worlds.sim.temperature[:], worlds.phase[2] = 0, 2
+    worlds.now = G.Summary.of(worlds.sim, worlds.initial)
+    assert expert.due(worlds).tolist() == [1, 0, 3]
+    env = ParticleVectorEnv(3)
+    env.worlds = worlds
+    assert env.ask_otherwise(np.random.default_rng(0), 0)[0]["due"].tolist() == [1, 0, 3]
 
 
 def test_an_environment_draws_the_items_of_its_goals_in_equal_shares():
