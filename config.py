@@ -169,7 +169,7 @@ def vlm_tiny(config):
 def vlm_tiny_long(config):
     """vlm_tiny for the whole goal language, in about an hour"""
     vlm_tiny(config)
-    goals = ['simple'] * 3 + ['amounts'] + ['by_particle'] * 3 + ['at_once', 'in_order'] * 2
+    goals = ['simple', 'by_particle', 'at_once'] * 3 + ['in_order'] * 2 + ['amounts']
     config.env.update(goals=goals, chain=0.3)
     config.vlm.update(reading_samples=100000, bc_samples=1000000, ppo_epochs=20)
 

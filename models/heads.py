@@ -192,7 +192,7 @@ class HybridHead(nn.Module):
         self.trunk, out = _mlp(width, hidden)
         self.glance = nn.Linear(out, glances * key_width)
         self.join = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, out))
-        self.due = nn.Linear(out, 1)
+        self.due = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, 1))
         self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
         self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
         self.query, self.aim = (nn.Linear(out, self.kinds * modes * key_width) for _ in range(2))
@@ -219,8 +219,8 @@ class HybridHead(nn.Module):
         z = self.trunk(goals)                                                                         # [B,S,out]
         glances = attend(self.glance(z))                                                              # [B,S*G,P]
         around = F.gelu(glances @ look).view(*z.shape[:2], -1)                                        # [B,S,G*key]
-        z = z + self.join(torch.cat([z, STEEP * around], -1))
-        due = self.due(z).squeeze(-1)                                                                 # [B,S]
+        around = torch.cat([z, STEEP * around], -1)
+        z, due = z + self.join(around), self.due(around).squeeze(-1)                                  # due: [B,S]
         z, glances = (torch.einsum("bs,bs...->b...", due.softmax(-1), each)
                       for each in (z, glances.view(*z.shape[:2], -1, len(centres))))
         attention = attend(self.query(z))                                                             # [B,K*M,P]
@@ -239,8 +239,8 @@ class HybridHead(nn.Module):
 
 
 class ReadingHead(nn.Module):
-    """Which of `words` a sentence says (`simulator.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one of
-    the plan.
+    """Which of `words` a sentence says (`simulator.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one
+    of the plan.
 
     For each goal it looks for the tokens that speak of it, whatever they say, and reads them as it reads those of every
     other goal: a sentence that joins two goals which training never joined is read as well.

@@ -136,14 +136,14 @@ def said(clause, again):
 
 
 def forms_of(clause):
-    """A clause's forms by the slot's ending; Korean 주세요, 는 follow from 줘, 면서 (놓으면서: 놓는, 모으면서: 모으는, 밀면서: 미는)."""
+    """A clause's forms by the slot's ending; Korean 주세요, 는 follow from 줘, 면서."""
     if clause["language"] == "en":
         return {"": clause["text"]}
     stem = clause["면서"].removesuffix("면서")
     batchim = lambda at: (ord(stem[at]) - 0xAC00) % 28      # 0: none
-    if stem[-1] == "으" and batchim(-2):        # 놓으면서, but not 모으면서
+    if stem[-1] == "으" and batchim(-2):        # 놓으면서: 놓는; 모으면서: 모으는
         stem = stem[:-1]
-    elif batchim(-1) == 8:        # ㄹ falls out
+    elif batchim(-1) == 8:        # 밀면서: 미는
         stem = stem[:-1] + chr(ord(stem[-1]) - 8)
     return {form: clause[form] for form in ("고", "줘", "다음", "면서")} | {
         "주세요": clause["줘"].removesuffix("줘") + "주세요", "는": stem + "는"}

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,6 +189,16 @@ def test_the_examples_shown_are_training_rows_of_the_language():
 
 
 # Every way to answer
+
+
+def test_goals_at_once_are_kept_in_the_order_in_which_they_are_said(tmp_path):
+    task = replace(tasks(1, variations=4)[0], goal="push(direction=left) AND heat()", language="en")
+    corpus = generate.Corpus(tmp_path / "out.jsonl", [task])
+    corpus.answer(task, json.dumps(["warm them all as you move them left", "move them left as you warm them all",
+                                    "something quite unclear to rules", "warm them all as you move them right"]))
+    corpus.close()
+    goals = [row["goal"] for row in load_sentences(tmp_path / "out.jsonl")]
+    assert goals == ["heat() AND push(direction=left)", task.goal, task.goal] and corpus.counts["contradicted"] == 1
 
 
 def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):

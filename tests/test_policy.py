@@ -341,8 +341,8 @@ def test_a_word_is_known_of_its_goal():
 
 
 def test_reading_by_hand():
-    """Goal 1 is looked for at tokens that begin with a large number, goal 2 at those that end with one; what comes after
-    the end is not read. The third number says "heat", the fourth "push", that of the last token "THEN"."""
+    """Goal 1 is looked for at tokens whose first number is large, goal 2 at those whose second is; what comes after the
+    end is not read. The third number says "heat", the fourth "push", the third of the last token "THEN"."""
     head = ReadingHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
     with torch.no_grad():
         head.where.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
