@@ -4,6 +4,7 @@ Legend: B samples, S goals of a plan, W words of a goal, V words of all goals, T
 picture, D hidden size, E width of the vision tower, K action types, A numbers in an action vector, C continuous ones.
 """
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -161,6 +162,12 @@ class HybridDistribution:
         return h(self.type_logits) + (self.type_logits.softmax(-1) * given_type).sum(-1)
 
 
+def _linear(width, out, bias=True):
+    """nn.Linear, silent where it has nothing to put out."""
+    with warnings.catch_warnings(action="ignore"):
+        return nn.Linear(width, out, bias)
+
+
 def _mlp(width, hidden):
     layers = []
     for out in hidden:
@@ -255,8 +262,8 @@ class ReadingHead(nn.Module):
         self.of_goals = [[column.get(f"{number} {name}", len(words)) for name in names] for number in numbers]
         table = [*(f"{number} {name}" for number in numbers for name in names), *(words[i] for i in self.of_plan)]
         self.order = [table.index(word) for word in words]
-        self.where, self.goal = nn.Linear(width, len(numbers), bias=False), nn.Linear(width, len(names))
-        self.plan = nn.Linear(width, len(self.of_plan))
+        self.where, self.goal = _linear(width, len(numbers), bias=False), _linear(width, len(names))
+        self.plan = _linear(width, len(self.of_plan))
         for layer in (self.goal, self.plan):
             nn.init.constant_(layer.bias, -3.0)      # most words are not said
 

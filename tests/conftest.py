@@ -26,7 +26,7 @@ def make_policy(model_folder):
             torch.manual_seed(0)
             policy = VLMPolicy(Backbone.from_pretrained(model_folder, lora=lora),
                                ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
-                               words=("1 cluster", "1 left", "1 push"))
+                               words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
             policy.backbone.name, policy.backbone.files = "vlm_tiny", Backbone.small_files(model_folder)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:             # zero at the start, which would hide the dropout before it
