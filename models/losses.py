@@ -68,8 +68,9 @@ def reading_loss(said, words):
 
 def bc_loss(log_probs, looked, said, words):
     """Behaviour cloning as maximum likelihood: minus the mean log-probability [B] of the expert's actions; minus that
-    of having `looked` [B] at the things that matter, 5 times, for the likelihood of a point read with two or three
-    others near by is flat where that is steep; and the `reading_loss`, 4 times, for all else depends on it."""
+    of having `looked` [B] at the things that matter and at the goal that is due, 5 times, for the likelihood of a point
+    read with two or three others near by is flat where that is steep; and the `reading_loss`, 4 times, for all else
+    depends on it."""
     loss, attention, reading = -log_probs.mean(), -looked.mean(), reading_loss(said, words)
     metrics = {"train/bc_loss": loss, "train/attention_loss": attention, "train/reading_loss": reading}
     return loss + 5 * attention + 4 * reading, {name: value.detach() for name, value in metrics.items()}

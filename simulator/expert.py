@@ -98,33 +98,32 @@ def best_strength(want, position, velocity, mass, point, sign):
 SERVED_FIRST = ("heat", "cool", "move_to", "cluster", "spread")     # of goals at once, those that least undo others
 
 
-def enough(goal, worlds, b):
-    """How far a goal [b] must have come before the expert serves another one that must hold at once. What the picture
-    tells must do: a learner does not see how the episode began."""
-    reached = target(goal, worlds.start[b], worlds.size)
+def lacks(goal, worlds, b):
+    """Whether a goal, bool [b], must come farther before the expert serves another one that must hold at once. What the
+    picture tells decides: a learner does not see how the episode began."""
+    now, start = worlds.now[b], worlds.start[b]
+    enough = target(goal, start, worlds.size)
     match goal.kind:
         case "heat":
-            return np.maximum(reached, 4.5)
+            enough = np.maximum(enough, 4.5)
         case "cool":
-            return np.maximum(reached, -0.4)
+            enough = np.maximum(enough, -0.4)
         case "spread":
-            return np.maximum(reached, 0.28 * min(worlds.size))
+            enough = np.maximum(enough, 0.28 * min(worlds.size))
         case "cluster":
-            return -1.75 * np.sqrt((worlds.sim.radius[b, :worlds.n_particles] ** 2).sum(1))
-    return reached
+            enough = -1.75 * np.sqrt((worlds.sim.radius[b, :worlds.n_particles] ** 2).sum(1))
+    return progress(goal, now, start, worlds.size) < enough
 
 
 def due(worlds):
-    """Which of `plan.goals` the expert serves now in each world, int [B]: of those that must hold at once, by
-    SERVED_FIRST, the first that has not yet come far `enough`, or the last."""
+    """Which of `plan.goals` the expert serves now in each world, int [B]: of those that must hold at once, in the order
+    of SERVED_FIRST, the first that `lacks` something, or the last."""
     rank = lambda goal: (*SERVED_FIRST, goal.kind).index(goal.kind)
     numbers = np.zeros(len(worlds.goals), int)
     for b, (plan, phase) in enumerate(zip(worlds.goals, worlds.phase, strict=True)):
-        before, at = sum(map(len, plan.phases[:phase])), (worlds.now[[b]], worlds.start[[b]])
-        order = sorted(range(len(plan.phases[phase])), key=lambda n: rank(plan.phases[phase][n]))
-        lacks = [n for n in order[:-1] if (progress(plan.phases[phase][n], *at, worlds.size)
-                                           < enough(plan.phases[phase][n], worlds, [b])).all()]
-        numbers[b] = before + (lacks or order[-1:])[0]
+        *others, last = sorted(enumerate(plan.phases[phase]), key=lambda item: rank(item[1]))
+        lacking = (n for n, goal in others if lacks(goal, worlds, [b])[0])
+        numbers[b] = sum(map(len, plan.phases[:phase])) + next(lacking, last[0])
     return numbers
 
 
