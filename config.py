@@ -93,7 +93,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
     'env.num_envs': (8, COUNT, 'environments side by side'),
     'env.max_steps': (32, COUNT, 'time limit of an episode, steps for each of its goals'),
-    'env.goals': ([], NAME, 'goals or names of sets, as in simulator/goals.py; empty: the sixteen simple ones'),
+    'env.goals': ([], NAME, 'goals, or sets: simple, amounts, by_particle, at_once, in_order; empty: simple'),
     'env.sentences': ([], NAME, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
     'env.chain': (0.0, BELOW_1, 'share of training episodes that go on in the world as the one before has left it'),
     'world.width': (64, PIXELS, 'pixels'),

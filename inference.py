@@ -54,7 +54,7 @@ def main(argv=None):
     parser.add_argument("--goal", required=True, help="what to do, in Korean or English")
     parser.add_argument("--model", type=Path, help=f"checkpoint (default: {TRAINED}, else the shipped vlm_tiny.pt)")
     parser.add_argument("--seed", type=int, default=0, help="of the world's start (default 0)")
-    parser.add_argument("--steps", type=int, help="time limit, steps (default: that of the model's training)")
+    parser.add_argument("--steps", type=int, help="time limit, steps for each goal (default: that of training)")
     parser.add_argument("--output", type=Path, default=Path("rollout.gif"), help="GIF to write (default rollout.gif)")
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
                         help="the likeliest action (default); --no-deterministic draws one")
@@ -62,12 +62,15 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.goal.strip():
         return fail("--goal is empty: say what to do, as in --goal \"move the particles left\"")
+    if len(args.goal) > 500:
+        return fail(f"--goal is {len(args.goal)} characters long: say it in 500 at most")
     if not args.goal.isprintable() or any(0xD800 <= ord(character) < 0xE000 for character in args.goal):
         return fail("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
     if not 0 <= args.seed < 2**32 or (args.steps is not None and args.steps < 1):
         return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
     folder = args.output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or args.output.is_dir():
+    usable = folder.is_dir() and os.access(folder, os.W_OK) and (args.output.is_file() or not args.output.exists())
+    if not usable:
         return fail(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
 
     started = time.perf_counter()

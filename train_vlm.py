@@ -246,7 +246,8 @@ def draw_curves(rows, path):
         axis.set(title=title, xlabel="samples seen (dotted: PPO begins)")
         if axis.lines and axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    with checkpoint.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
     plt.close(figure)
 
 

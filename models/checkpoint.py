@@ -3,9 +3,11 @@
 `meta` is a JSON string that says what made the weights; the same JSON lies beside the file for people to read.
 """
 import contextlib
+import errno
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -19,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 @contextlib.contextmanager
-def _replacing(path):
+def replacing(path):
     """A temporary name to write to; what is there at the end takes the place of `path`, and nothing is left behind."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -34,11 +36,14 @@ def save(path, meta, weights, state=None):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "weights": weights}
-    with _replacing(path) as temporary:
-        torch.save(content | ({"state": state} if state is not None else {}), temporary)
+    with replacing(path) as temporary:
+        try:
+            torch.save(content | ({"state": state} if state is not None else {}), temporary)
+        except RuntimeError as error:       # what torch makes of a write that fails half-way
+            raise OSError(errno.EIO, f"the write failed half-way: {str(error).splitlines()[0][:80]}") from None
     if state is None:
         readable = {key: value for key, value in meta.items() if key != "architecture"}
-        with _replacing(path.with_suffix(".json")) as temporary:
+        with replacing(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(readable, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
@@ -51,7 +56,8 @@ def load(path):
         raise CheckpointError(f"no checkpoint at {path}: train one with `python train_vlm.py vlm_tiny`, "
                               "or name a .pt file that train_vlm.py wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):        # of files that are not ours
+            content = torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:      # torch does not look at the checksums it writes
             if archive.testzip():
                 raise ValueError("a checksum does not fit")

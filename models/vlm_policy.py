@@ -61,20 +61,26 @@ class VLMPolicy(nn.Module):
 
     def forward(self, images, goals):
         """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
-        text, ends, image, centres = self.backbone(self._images(images), list(goals))
+        images, goals = self._images(images), [goals] if isinstance(goals, str) else list(goals)
+        if len(goals) != len(images) or not all(isinstance(goal, str) and goal.strip() for goal in goals):
+            raise ValueError(f"goals must be as many sentences as there are images, {len(images)}, not {goals!r}")
+        text, ends, image, centres = self.backbone(images, goals)
         last, said = last_of(text, ends), self.reading_head(text, ends)
         understood = self.reading_head.by_goal(said) if self.words else last[:, None]
         # the critic learns from the features without pulling at them: its loss must not move the policy
         return PolicyOutput(self.value_head(last.detach()), self.action_head(understood, image, centres), said)
 
     def _images(self, images):
+        wrong = "images must be uint8 [B,H,W,3] or PIL images of one size, not "
         if isinstance(images, (list, tuple)):
-            images = np.stack([np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-                               for image in images])
+            images = [np.asarray(image.convert("RGB") if hasattr(image, "convert") else image) for image in images]
+            if len({image.shape for image in images}) != 1:
+                raise ValueError(wrong + str([image.shape for image in images]))
+            images = np.stack(images)
+        fits = images.ndim == 4 and images.shape[-1] == 3 and min(images.shape) > 0
+        if images.dtype not in (np.uint8, torch.uint8) or not fits:
+            raise ValueError(f"{wrong}{images.dtype} {tuple(images.shape)}")
         images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images must be uint8 [B,H,W,3] or PIL images of one size, "
-                             f"not {images.dtype} {tuple(images.shape)}")
         return images.to(self.device)
 
     @torch.no_grad()

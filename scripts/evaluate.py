@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from inference import SHIPPED, TRAINED  # noqa: E402
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("checkpoints/vlm_best.pt"), help="checkpoint to act from")
+    parser.add_argument("--model", type=Path, help=f"checkpoint (default: {TRAINED}, else the shipped vlm_tiny.pt)")
     parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
     parser.add_argument("--episodes", type=int, help="of each split (default 512, chain 1000)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
@@ -29,7 +30,8 @@ def main(argv=None):
     if (args.episodes is not None and args.episodes < 1) or not 0 <= args.seed < 2**32:
         return fail("--episodes takes a whole number from 1 up and --seed one from 0 to 2**32 - 1")
     folder = args.json and args.json.absolute().parent
-    if args.json and (args.json.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+    there = args.json and args.json.exists() and not args.json.is_file()
+    if args.json and (there or not folder.is_dir() or not os.access(folder, os.W_OK)):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
@@ -45,6 +47,7 @@ def main(argv=None):
     for name in args.split:
         if name not in groups and name != "all":
             return fail(f"unknown split {name!r}: choose from {', '.join(groups)}, all")
+    args.model = args.model or (TRAINED if TRAINED.is_file() else SHIPPED)
     try:
         policy = VLMPolicy.from_checkpoint(args.model)
         if "config" not in policy.meta:

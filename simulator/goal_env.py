@@ -23,7 +23,7 @@ from simulator import expert
 from simulator import goals as G
 from simulator.action_operator import USED, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
-from simulator.language import load_sentences
+from simulator.language import SentencesError, load_sentences
 from simulator.reader import read_goal
 
 CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
@@ -81,8 +81,11 @@ def choices(goals, sentences):
         name = G.set_of(plan)
         kind = plan.goals[0].kind if name in ("amounts", "by_particle") else ""
         known.setdefault(name, {}).setdefault(kind, []).append(plan)
-    table = [list(known.get(str(goal), {}).values()) if str(goal) in G.SETS else [[G.parse(str(goal))]]
-             for goal in goals]
+    try:
+        table = [list(known.get(str(goal), {}).values()) if str(goal) in G.SETS else [[G.parse(str(goal))]]
+                 for goal in goals]
+    except G.GoalError as error:
+        raise G.GoalError(f"{error}; or name a set of goals: {', '.join(G.SETS)}") from None
     if not all(table):
         raise ValueError(f"no sentences for the goals {goals[table.index([])]!r} in this split of the corpus")
     return table
@@ -160,8 +163,15 @@ class Worlds:
             self.goals[b] = goal = goal or drawn
             text = self.say(goal, rng)
             self.texts[b] = texts[i] if texts is not None and texts[i] is not None else text
-            if fresh:
-                self.place(b, goal, rng)
+            for attempt in range(20 if fresh else 0):
+                try:
+                    self.place(b, self.goals[b], rng)
+                    break
+                except G.GoalError:     # a crowded world cannot start for everything that may be drawn
+                    if goals is not None and goals[i] is not None or attempt == 19:
+                        raise
+                    self.goals[b] = self.draw(rng)
+                    self.texts[b] = self.say(self.goals[b], rng)
             self.episode[b] += 1
         self.measure(worlds)
 
@@ -424,6 +434,9 @@ gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env
 
 def training_sentences(config):
     """{goal: its sentences} that a config's training uses."""
+    for path in config.env.sentences:
+        if not any(row["split"] == "train" for row in load_sentences(path)):
+            raise SentencesError(f"{path} has no sentence for training: its rows need \"split\": \"train\"")
     return sentences_by_goal("train", None, tuple(config.env.sentences))
 
 

@@ -457,6 +457,9 @@ def start_state(plan, rng, size, n):
     -> position [n,2], velocity [n,2], radius, mass, charge, temperature, conductivity [n]. Particles are at rest and
     do not overlap; most starts are a loose group somewhere in the world.
     """
+    if (last := max((i for goal in plan.goals for i in goal.ids), default=0)) >= n:
+        raise GoalError(f"{plan} means particle {last}, and the world has {n}, from 0 to {n - 1}: give more particles, "
+                        "or a goal for these")
     first = {goal.kind: goal for goal in plan.phases[0]}
     pushes = [DIRECTIONS[goal.argument] for goal in plan.goals if goal.kind == "push"]
     radius = np.clip(rng.uniform(1.5, 3.0, n) * min(size) / 64, MIN_RADIUS, MAX_RADIUS)

@@ -255,6 +255,28 @@ def test_evaluate_says_that_a_checkpoint_holds_no_config(policy, capsys, tmp_pat
     assert "p.pt" in err
 
 
+def test_what_is_no_regular_file_is_not_replaced(saved, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for main, words in ((inference.main, ["--goal", "go left", "--output"]), (evaluate.main, ["--json"])):
+        out, err = refused(main, [*words, tmp_path / "pipe", "--model", saved], capsys, tmp_path)
+        assert "cannot write" in err and not out
+
+
+def test_inference_refuses_a_goal_without_end(saved, capsys, tmp_path):
+    words = ["--goal", "go left " * 70, "--model", saved, "--output", tmp_path / "a.gif"]
+    assert "500 at most" in refused(inference.main, words, capsys, tmp_path)[1]
+
+
+def test_a_write_that_torch_cannot_finish_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fails(content, path):
+        raise RuntimeError("unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="half-way: unexpected pos 64 vs 0$"):
+        checkpoint.save(tmp_path / "p.pt", {}, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_inference_refuses_bytes_that_are_no_text(saved, capsys, tmp_path):
     words = ["--goal", "go left \udcff", "--model", saved, "--output", tmp_path / "a.gif"]
     refused(inference.main, words, capsys, tmp_path)

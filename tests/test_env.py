@@ -347,3 +347,12 @@ def test_a_goal_in_the_goal_language_or_in_words():
     assert obs["goal"] == "push (gently) to the left"
     with pytest.raises(GoalError, match="at character 10"):
         env.reset(seed=0, options={"goal": "heat(to=3"})
+
+
+def test_a_crowded_world_draws_what_it_can_start_for():
+    """40 particles in 64x64 leave no room to spread; asked for it, the world says so."""
+    env = GoalConditionedEnv(n_particles=40)
+    goals = [env.reset(seed=seed)["goal"] and str(env.env.worlds.goals[0]) for seed in range(40)]
+    assert "spread()" not in goals and len(set(goals)) > 5
+    with pytest.raises(GoalError, match="no start for spread"):
+        env.reset(goal="spread()")

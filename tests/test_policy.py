@@ -522,10 +522,17 @@ def test_pil_images_are_arrays(policy, obs):
 @pytest.mark.parametrize("images", [
     np.zeros((2, 64, 64, 3), np.float32), np.zeros((64, 64, 3), np.uint8), np.zeros((2, 64, 64, 4), np.uint8),
     np.zeros((2, 3, 64, 64), np.uint8), [np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64, 3), np.uint8)],
-    torch.zeros(2, 64, 64, 3, dtype=torch.int64)])
+    torch.zeros(2, 64, 64, 3, dtype=torch.int64), [None, None], ["a.png", "b.png"], [],
+    np.zeros((2, 0, 0, 3), np.uint8)])
 def test_wrong_images_are_refused(policy, images):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="^images must be uint8"):
         policy(images, ["heat", "cool"])
+
+
+@pytest.mark.parametrize("goals", [["heat"], [], "heat up", ["heat", 5], ["heat", " "], ["heat", None]])
+def test_wrong_goals_are_refused(policy, goals):
+    with pytest.raises(ValueError, match="^goals must be as many sentences as there are images, 2, not "):
+        policy(pictures(2), goals)
 
 
 def test_sampling_follows_the_seed(policy, obs):
