@@ -2,7 +2,7 @@
 
     python train_vlm.py vlm_tiny                            a tiny Qwen2-VL from scratch on a CPU, in minutes
     python train_vlm.py vlm_full train.lr=3e-4              Qwen2-VL-2B with LoRA
-    python train_vlm.py train.resume=checkpoints/vlm_state.pt     goes on where a run stopped
+    python train_vlm.py train.resume:=checkpoints/vlm_state.pt    goes on where a run stopped
     python train_vlm.py manual                              every preset and key
 
 The loop is five verbs: collect, estimate, update, log, save. Behaviour cloning is the same loop with the expert's
