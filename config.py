@@ -158,7 +158,7 @@ def vlm_tiny(config):
     """a tiny Qwen2-VL from scratch, on a CPU in minutes: the one to begin with"""
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
-    config.train.update(batch_size=64, lr=2e-5, head_lr=1e-4, value_lr=3e-3)
+    config.train.update(batch_size=64, lr=2e-5, head_lr=1e-4, value_lr=3e-3, threads=1)  # a second one makes it slower
     config.vlm.update(reading_samples=30000, bc_epochs=1, bc_samples=60000, bc_lr=1.5e-3, bc_subword_dropout=0.05,
                       ppo_epochs=14, rollout_steps=32)
     config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.9, gae_lambda=0.8)
