@@ -344,12 +344,20 @@ def test_ctrl_c_and_a_full_disk_end_in_one_line_and_the_same_command_goes_on(tmp
     many = ("--n-goals=40", "--concurrency=4")
     with Endpoint() as endpoint:
         assert finish(start(endpoint, tmp_path / "calm", *many))[0] == 0
-    with Endpoint(slow) as endpoint:
+    stopped = threading.Event()
+
+    def until_stopped(body, attempt):       # from the eleventh request on nothing is answered
+        if len(endpoint.requests) > 10:
+            stopped.wait(60)
+        return slow(body, attempt)
+
+    with Endpoint(until_stopped) as endpoint:
         process = start(endpoint, tmp_path / "out", *many)
-        while len(endpoint.requests) < 10:
+        while len(endpoint.requests) < 11:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         assert finish(process) == (130, [], ["stopped: the same command goes on from here"])
+        stopped.set()
         for limit in (3000, 9500):
             limits = lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             code, _, err = finish(start(endpoint, tmp_path / "out", *many, preexec_fn=limits))

@@ -298,7 +298,7 @@ def test_a_plan_goes_on_after_a_restore():
 
 
 @pytest.mark.parametrize(("plan", "wrong"), [
-    ("move_to(id=8, x>48)", "a goal that fits"), ("move_to(id=0, x>63)", "a goal that fits"),
+    ("move_to(id=8, x>48)", "means particle 8, and the world has 8"), ("move_to(id=0, x>63)", "a goal that fits"),
     ("push(direction=left, distance=60)", "a goal that fits"), ("cool(to=9)", "a goal that fits")])
 def test_a_goal_that_does_not_fit_into_the_world_is_refused(plan, wrong):
     worlds = Worlds(1, goals=[plan])
