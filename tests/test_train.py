@@ -123,8 +123,8 @@ def test_bad_input(capsys, tmp_path, trained):
     here = f"train.output_dir:={tmp_path / 'out'}"
     bad(capsys, *SMALL, here, "env.goals=['jump()']", says="expected one of push, cluster.*found 'jump'.*by_particle")
     bad(capsys, *SMALL, here, "env.goals=['move_toward(3, 8)']", says="particle 8, and the world has 8, from 0 to 7")
-    (tmp_path / "other.jsonl").write_text(json.dumps({
-        "text": "warm, please", "language": "en", "goal": "heat()", "split": "held_out", "source": "me", "family": "me"}))
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": "warm, please", "language": "en", "goal": "heat()",
+                                                      "split": "held_out", "source": "me", "family": "me"}))
     bad(capsys, *SMALL, here, f"env.sentences=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
     bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*vlm_tiny")
     bad(capsys, *SMALL, "train.output_dir:=/proc/nowhere", says="cannot write")
