@@ -9,6 +9,7 @@
     by_particle_held_out     the same goals, in held-out phrasing families
     pair                     the same, goals that training sees in the other language only
     plans                    two goals at once or in order; sentences of training
+    plans_held_out           the same, in held-out phrasing families
     composition              the same, of kinds that training never combines
     chain                    five goals, one after another in one world; sentences of training
 
@@ -27,7 +28,7 @@ from simulator.goal_env import Worlds, sentences_by_goal
 from simulator.language import perturb
 
 SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
-          "pair", "plans", "composition", "chain")
+          "pair", "plans", "plans_held_out", "composition", "chain")
 LINKS = 5
 WORLDS = 128        # side by side
 
@@ -36,7 +37,7 @@ def trained(goals):
     """The splits that make sense for an agent that was trained on `goals` (as `env.goals`)."""
     sets = {goal if goal in G.SETS else G.set_of(G.parse(goal)) for goal in goals or ["simple"]}
     needs = {"by_particle": "by_particle", "by_particle_held_out": "by_particle", "pair": "by_particle",
-             "plans": "at_once", "composition": "at_once"}
+             "plans": "at_once", "plans_held_out": "at_once", "composition": "at_once"}
     return [split for split in SPLITS if needs.get(split, "simple") in sets]
 
 
@@ -56,8 +57,9 @@ def case(split, goals):
             return ["by_particle"], sentences_by_goal("pair" if split == "pair" else "train")
         case "by_particle_held_out":
             return ["by_particle"], sentences_by_goal("held_out")
-        case "plans" | "composition":
-            return ["at_once", "in_order"], sentences_by_goal("composition" if split == "composition" else "train")
+        case "plans" | "plans_held_out" | "composition":
+            of = {"plans": "train", "plans_held_out": "held_out"}.get(split, split)
+            return ["at_once", "in_order"], sentences_by_goal(of)
     return plain, sentences_by_goal()
 
 
