@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import unicodedata
 from collections import Counter
@@ -496,6 +497,12 @@ def show(tasks):
           f"{sum(task.variations for task in tasks)} sentences; nothing was asked or written")
 
 
+def stop(number, frame):
+    """Ctrl-C: at once, for requests that hang may not let themselves be cancelled; a killed run loses nothing."""
+    os.write(sys.stderr.fileno(), b"\nstopped: the same command goes on from here\n")
+    os._exit(130)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
@@ -528,15 +535,15 @@ def main(argv=None):
         return fail(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
     if not os.environ.get("OPENAI_API_KEY", "").isascii() or not os.environ.get("OPENAI_API_KEY", "").isprintable():
         return fail("OPENAI_API_KEY holds characters that no key has")
+    before = signal.signal(signal.SIGINT, stop)
     try:
         asyncio.run(generate(args))
     except (Stop, httpx.InvalidURL) as error:
         return fail(error)
     except OSError as error:
         return fail(f"cannot write {error.filename or args.output}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
 
 
