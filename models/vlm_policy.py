@@ -64,7 +64,10 @@ class VLMPolicy(nn.Module):
         images, goals = self._images(images), [goals] if isinstance(goals, str) else list(goals)
         if len(goals) != len(images) or not all(isinstance(goal, str) and goal.strip() for goal in goals):
             raise ValueError(f"goals must be as many sentences as there are images, {len(images)}, not {goals!r}")
-        text, ends, image, centres = self.backbone(images, goals)
+        return self.decide(*self.backbone(images, goals))
+
+    def decide(self, text, ends, image, centres):
+        """What the heads make of a backbone's output -> PolicyOutput."""
         last, said = last_of(text, ends), self.reading_head(text, ends)
         understood = self.reading_head.by_goal(said) if self.words else last[:, None]
         # the critic learns from the features without pulling at them: its loss must not move the policy

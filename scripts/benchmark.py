@@ -89,7 +89,7 @@ def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
 
 def straightforward(folder, policy):
     """What a first implementation does: the official image processor, one picture at a time, all logits of the
-    vocabulary; then the same heads. -> act(image, goal) with the same weights."""
+    vocabulary; then the same heads. -> forward(image, goal), a PolicyOutput with the same weights."""
     import torch
     from transformers import AutoImageProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -112,8 +112,8 @@ def straightforward(folder, policy):
                     attention_mask=torch.ones_like(ids), output_hidden_states=True)
         hidden = out.hidden_states[-1]
         seen = backbone.seen(hidden[:, len(before):len(before) + count], features["patches"].view(1, t * h * w, -1))
-        last, centres = hidden[:, -1], backbone.centres(h, w, merge, hidden.device)
-        return policy.value_head(last.detach()), policy.action_head(last, seen, centres)
+        text = hidden[:, len(before) + count:]
+        return policy.decide(text, torch.tensor([text.shape[1] - 1]), seen, backbone.centres(h, w, merge, text.device))
 
     return forward
 
@@ -145,7 +145,7 @@ def benchmark_policy(repeats=15):
     policy, folder, obs, _ = tiny_policy()
     reference = straightforward(folder, policy)
     one = lambda: [policy.sample_action(obs["image"][i:i + 1], obs["goal"][i:i + 1]) for i in range(16)]
-    plain = lambda: [reference(obs["image"][i], obs["goal"][i])[1].sample() for i in range(16)]
+    plain = lambda: [reference(obs["image"][i], obs["goal"][i]).distribution.sample() for i in range(16)]
     nothing = lambda: None
     with torch.no_grad():
         rates = {"decisions_per_s": 16 / seconds(one, nothing, repeats),
@@ -181,8 +181,8 @@ def benchmark_ppo(repeats=7):
     def one_by_one():
         optimizer.zero_grad()
         for i in range(16):
-            value, distribution = reference(obs["image"][i], obs["goal"][i])
-            update(distribution.log_prob(actions[i:i + 1]), distribution.entropy(), value)
+            output = reference(obs["image"][i], obs["goal"][i])
+            update(output.distribution.log_prob(actions[i:i + 1]), output.distribution.entropy(), output.value)
         optimizer.step()
 
     nothing = lambda: None

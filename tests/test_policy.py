@@ -1,5 +1,7 @@
 """The action distribution against numerical integration, the backbone against transformers, the policy's promises."""
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -562,3 +564,16 @@ def test_a_policy_can_be_taught(make_policy, obs):
         optimiser.step()
         history.append(loss.item())
     assert history[-1] < history[0] - 1
+
+
+def test_the_benchmark_compares_with_the_same_policy():
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    import benchmark
+    policy, folder, obs, _ = benchmark.tiny_policy()
+    with torch.no_grad():
+        one = benchmark.straightforward(folder, policy)(obs["image"][3], obs["goal"][3])
+        ours = policy(obs["image"][3:4], obs["goal"][3:4])
+    for name in ("type_logits", "point", "other", "class_logits"):
+        torch.testing.assert_close(getattr(one.distribution, name), getattr(ours.distribution, name), rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.value, ours.value, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.said, ours.said, rtol=0, atol=1e-4)
