@@ -26,7 +26,7 @@ if [ $dry = yes ]; then
     exit
 fi
 if ! command -v vllm > /dev/null; then
-    echo "error: vllm is not installed: pip install flexibleworld[vllm]" >&2
+    echo "error: vllm is not installed: pip install '.[vllm]'" >&2
     exit 2
 fi
 exec "${command[@]}"

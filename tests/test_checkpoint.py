@@ -225,12 +225,12 @@ def test_programs_refuse_what_is_no_model(kind, saved, capsys, tmp_path):
         assert "named.pt" in err and not out
 
 
-@pytest.mark.parametrize("seed", ["-1"])
-def test_programs_refuse_numbers_out_of_range(seed, saved, capsys, tmp_path):
-    refused(inference.main, ["--goal", "go left", "--model", saved, f"--seed={seed}"], capsys, tmp_path)
-    refused(inference.main, ["--goal", "go left", "--model", saved, "--steps=0"], capsys, tmp_path)
-    refused(evaluate.main, ["--model", saved, f"--seed={seed}"], capsys, tmp_path)
-    refused(evaluate.main, ["--model", saved, "--episodes=0"], capsys, tmp_path)
+@pytest.mark.parametrize("main, words, count", [
+    (inference.main, ["--goal", "go left"], "--steps"), (evaluate.main, [], "--episodes")])
+def test_programs_refuse_numbers_out_of_range(main, words, count, saved, capsys, tmp_path):
+    for wrong in (f"{count}=0", "--seed=-1"):
+        _, err = refused(main, [*words, "--model", saved, wrong], capsys, tmp_path)
+        assert "--seed" in err and count in err
 
 
 @pytest.mark.parametrize("where", ["missing/a", "not writable", "a folder"])
@@ -246,7 +246,8 @@ def test_programs_refuse_where_they_cannot_write(where, saved, capsys, tmp_path,
 
 
 def test_evaluate_refuses_a_folder_as_its_file(saved, capsys, tmp_path):
-    refused(evaluate.main, ["--model", saved, "--episodes=1", "--json", tmp_path], capsys, tmp_path)
+    _, err = refused(evaluate.main, ["--model", saved, "--episodes=1", "--json", tmp_path], capsys, tmp_path)
+    assert f"cannot write --json {tmp_path}" in err
 
 
 def test_evaluate_says_that_a_checkpoint_holds_no_config(policy, capsys, tmp_path):
@@ -279,7 +280,7 @@ def test_a_write_that_torch_cannot_finish_is_an_error_of_the_system(tmp_path, mo
 
 def test_inference_refuses_bytes_that_are_no_text(saved, capsys, tmp_path):
     words = ["--goal", "go left \udcff", "--model", saved, "--output", tmp_path / "a.gif"]
-    refused(inference.main, words, capsys, tmp_path)
+    assert "give the sentence in UTF-8" in refused(inference.main, words, capsys, tmp_path)[1]
 
 
 def test_inference_writes_a_moving_picture(saved, capsys, tmp_path):

@@ -503,7 +503,7 @@ def test_start_vllm_starts_vllm_or_says_what_is_wrong(tmp_path):
         answer = vllm(*argv)
         assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and "qwen72b, qwen32b" in answer.stderr
     answer = vllm("llama8b")
-    assert answer.returncode == 2 and answer.stderr == "error: vllm is not installed: pip install flexibleworld[vllm]\n"
+    assert answer.returncode == 2 and answer.stderr == "error: vllm is not installed: pip install '.[vllm]'\n"
     (tmp_path / "vllm").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "vllm").chmod(0o755)
     answer = vllm("llama8b", "--seed", "1", PATH=f"{tmp_path}:/usr/bin:/bin", PORT="9000", TP="2")

@@ -147,6 +147,7 @@ def test_bad_input(capsys, tmp_path, trained):
 def test_two_runs_in_one_folder_at_once(capsys, tmp_path):
     with train_vlm.claim(tmp_path, keep=False):
         bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", says="another run is writing")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
