@@ -177,6 +177,17 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
     assert seen[0] == {"clip_ratio": 0.3, "value_coef": 0.25, "entropy_coef": 0.5}
 
 
+def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
+    from models.heads import HybridDistribution
+    seen, honest = [], train_vlm.bc_loss
+    for name, value in (("log_attended", 1.0), ("log_glanced", 10.0), ("log_due", 100.0)):
+        monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
+    monkeypatch.setattr(train_vlm, "bc_loss", lambda log_probs, looked, *words: seen.append(looked) or honest(
+        log_probs, looked, *words))
+    assert run(tmp_path, "vlm.ppo_epochs=0") == 0
+    assert seen and all((looked == 111).all() for looked in seen)
+
+
 def test_notebook_example(trained):
     """The example of the README, as it stands but for the path and the number of steps."""
     from PIL import Image
