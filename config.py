@@ -56,23 +56,29 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'model.vlm.name': ('Qwen/Qwen2-VL-2B-Instruct', NAME, 'hub name, local folder or known configuration'),
     'model.vlm.init': ('pretrained', one_of('pretrained', 'random'), 'where the weights come from'),
     'model.vlm.dtype': ('auto', one_of('auto', 'float32', 'bfloat16', 'float16'), 'type of its weights'),
+    'model.vlm.attention': ('sdpa', one_of('sdpa', 'eager', 'flash_attention_2'), 'how attention is computed'),
+    'model.vlm.min_pixels': (0, NATURAL, 'smaller pictures are enlarged to this area; 0: as the model says'),
+    'model.vlm.load_in_4bit': (False, BOOL, 'frozen weights in 4 bits (QLoRA); wants bitsandbytes'),
+    'model.vlm.gradient_checkpointing': (False, BOOL, 'less memory: activations are computed again going backward'),
     'model.vlm.use_lora': (True, BOOL, 'train low-rank adapters in place of the whole backbone'),
     'model.vlm.lora_r': (16, COUNT, 'rank of the adapters'),
     'model.vlm.lora_alpha': (32, COUNT, 'scale of the adapters; they count alpha / r'),
     'model.vlm.lora_dropout': (0.05, BELOW_1, 'dropout before the adapters, share'),
     'model.vlm.lora_targets': (LORA_TARGETS, NAME, 'names of the adapted layers'),
-    'model.heads.hidden': ([512, 256], COUNT, 'widths of the action trunk\'s layers'),
+    'model.heads.hidden': ([512, 192], COUNT, 'widths of the action trunk\'s layers'),
     'model.heads.init_std': (0.135, POSITIVE, 'first std of a continuous parameter, share of its range'),
     'train.lr': (1e-4, POSITIVE, 'learning rate of the backbone or its adapters in PPO, the peak'),
     'train.head_lr': (1e-3, POSITIVE, 'learning rate of the action head in PPO, the peak'),
     'train.value_lr': (1e-3, POSITIVE, 'learning rate of the critic in PPO, the peak'),
-    'train.batch_size': (8, COUNT, 'samples per update'),
+    'train.batch_size': (8, COUNT, 'samples per update, of all processes'),
+    'train.accumulate': (1, COUNT, 'parts that a batch is computed in, one after the other, to save memory'),
     'train.weight_decay': (0.0, NOT_NEGATIVE, 'decoupled weight decay'),
     'train.max_grad_norm': (1.0, POSITIVE, 'gradients are clipped to this norm'),
     'train.lr_schedule': ('linear', one_of('constant', 'linear', 'cosine'), 'how learning rates fall to 0'),
     'train.output_dir': ('checkpoints', NAME, 'folder of checkpoints and logs'),
     'train.resume': ('', TEXT, 'state file to go on from'),
     'train.save_every': (10, COUNT, 'chunks of cloning, or PPO iterations, between resumable saves'),
+    'train.keep_last': (2, COUNT, 'how many of these saves are kept'),
     'train.threads': (0, FEW, 'torch threads; 0: as torch chooses'),
     'vlm.reading_samples': (0, NATURAL, 'sentences read, without pictures, before cloning'),
     'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
@@ -91,7 +97,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.entropy_coef': (0.01, NOT_NEGATIVE, 'weight of the entropy bonus'),
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
     'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
-    'env.num_envs': (8, COUNT, 'environments side by side'),
+    'env.num_envs': (8, COUNT, 'environments side by side, of all processes'),
     'env.max_steps': (32, COUNT, 'time limit of an episode, steps for each of its goals'),
     'env.goals': ([], NAME, 'goals, or sets: simple, amounts, by_particle, at_once, in_order; empty: simple'),
     'env.sentences': ([], NAME, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
@@ -329,6 +335,9 @@ def _reject_contradictions(c):
             raise ConfigError(f'{key} is {value}, more than {bound}, which is {most}')
     if not c.model.heads.hidden:
         raise ConfigError('model.heads.hidden is empty: give the width of one layer at least, as in [128]')
+    if c.model.vlm.load_in_4bit and (c.model.vlm.init == 'random' or not c.model.vlm.use_lora):
+        raise ConfigError('model.vlm.load_in_4bit is for pretrained weights that stay as they are: '
+                          'give model.vlm.init:=pretrained and model.vlm.use_lora=True with it')
     if c.model.vlm.use_lora and not c.model.vlm.lora_targets:
         raise ConfigError('model.vlm.use_lora is True and model.vlm.lora_targets is empty: name the layers')
 

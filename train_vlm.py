@@ -4,6 +4,7 @@
     python train_vlm.py vlm_full train.lr=3e-4              Qwen2-VL-2B with LoRA
     python train_vlm.py train.resume:=checkpoints/vlm_state.pt    goes on where a run stopped
     python train_vlm.py manual                              every preset and key
+    accelerate launch --num_processes 2 train_vlm.py vlm_tiny     several processes: the same run, sooner
 
 The loop is five verbs: collect, estimate, update, log, save. Behaviour cloning is the same loop with the expert's
 demonstrations in the place of collect and estimate. Where it departs from textbook PPO: the first iterations train
@@ -13,7 +14,12 @@ an update ends early when the KL estimate passes a target.
 Before it acts at all the model learns to read: which words of the goal language a sentence says. Every unit of work
 (a chunk of sentences or of demonstrations, a PPO iteration) seeds its random numbers from (seed, stage, unit), so a
 resumed run is the same run, and needs no random state but the worlds' own.
+
+Several processes share a run: each has its part of `env.num_envs` worlds and of every batch of `train.batch_size`
+samples, gradients are averaged, advantages normalised over all. Every use of the model goes through one wrapped module,
+`Updates`, whatever accelerate makes of it (DDP, FSDP, DeepSpeed), and every process calls it equally often.
 """
+import argparse
 import contextlib
 import fcntl
 import json
@@ -21,35 +27,40 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 if __name__ == "__main__":      # sleeping threads: spinning ones collapse where anything else uses the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch import nn
 from tqdm import tqdm
 
 import config as configuration
 from dataset import demonstrations, minibatches, select
 from models import checkpoint
-from models.backbone import Backbone, save_random_model
+from models.backbone import Backbone, random_files
 from models.heads import ActionSpec
 from models.losses import bc_loss, compute_gae, explained_variance, normalize, ppo_loss, reading_loss
-from models.vlm_policy import VLMPolicy
+from models.tracker import Log, TrackerError, alarms
+from models.vlm_policy import VLMPolicy, shard_like, whole
 from simulator.evaluation import evaluate_policy, policy_actor, run_episodes, show
 from simulator.goal_env import make_env, training_sentences
 from simulator.goals import GoalError
 from simulator.language import corpus_hash
-from simulator.rollout import collect
+from simulator.rollout import collect, join_states, part_of_state
 
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses
 STAGES = ("bc", "ppo", "reading")
-STATE, BEST, FINAL = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt"
+STATE, BEST, FINAL, FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm_best"
 
 
 class UserError(Exception):
@@ -61,34 +72,45 @@ class NotFinite(Exception):
 
 
 # --- building ---------------------------------------------------------------------------------------------------
-def build_policy(config, env, folder):
-    """The policy that a config describes; a model with fresh weights is first saved as a folder, then loaded."""
+def build_policy(config, env, device="cpu"):
+    """The policy that a config describes. `device="meta"` builds one of known sizes without its weights."""
     vlm = config.model.vlm
     lora = {"r": vlm.lora_r, "alpha": vlm.lora_alpha, "dropout": vlm.lora_dropout, "targets": list(vlm.lora_targets)}
-    lora = lora if vlm.use_lora else None
+    settings = {"dtype": vlm.dtype, "lora": lora if vlm.use_lora else None, "min_pixels": vlm.min_pixels,
+                "attention": vlm.attention}
     torch.manual_seed(config.seed)
     try:
         if vlm.init == "random":
             sentences = sorted(text for texts in training_sentences(config).values() for text in texts)
-            base = save_random_model(vlm.name, folder / f"{vlm.name}_base", sentences, config.seed)
-            backbone = Backbone.from_pretrained(base, vlm.dtype, lora)
-            backbone.name, backbone.files = vlm.name, Backbone.small_files(base)
+            backbone = Backbone.from_files(random_files(vlm.name, sentences), vlm.name, device=device, **settings)
         else:
-            backbone = Backbone.from_pretrained(vlm.name, vlm.dtype, lora)
-    except (OSError, ValueError) as error:
+            backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({str(error).splitlines()[0]}): give a hub name "
                         "that can be reached or a local model folder, or start with the preset vlm_tiny") from None
-    return VLMPolicy(backbone, ActionSpec.from_space(env.single_action_space), config.model.heads.hidden,
-                     config.model.heads.init_std, env.words)
+    if vlm.gradient_checkpointing:
+        backbone.checkpoint_activations()
+    with torch.device(device):
+        return VLMPolicy(backbone, ActionSpec.from_space(env.single_action_space), config.model.heads.hidden,
+                         config.model.heads.init_std, env.words)
 
 
-def pick_device(name):
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+def make_accelerator(config):
+    """accelerate's hold on devices and processes; UserError for what this machine or these settings do not allow."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name, True):
-        raise UserError(f"device={name} is not to be had on this machine: use device:=cpu or device:=auto")
-    return name
+    if not available.get(config.device, True):
+        raise UserError(f"device={config.device} is not to be had on this machine: use device:=cpu or device:=auto")
+    cpu = config.device == "cpu" or not any(available.values())
+    # the updates differ in the weights they reach; and no process waits for another while it acts
+    options = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
+    for key, value in (("env.num_envs", config.env.num_envs), ("train.batch_size", config.train.batch_size)):
+        if value % accelerator.num_processes:
+            nearest = math.ceil(value / accelerator.num_processes) * accelerator.num_processes
+            raise UserError(f"{key} is shared by {accelerator.num_processes} processes and is {value}: "
+                            f"give {key}={nearest}")
+    return accelerator
 
 
 def scheduled(peak, schedule, done):
@@ -97,71 +119,148 @@ def scheduled(peak, schedule, done):
 
 
 # --- updates ----------------------------------------------------------------------------------------------------
-def step_optimizer(optimizer, loss, parameters, max_grad_norm):
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if not torch.isfinite(norm):
-        raise NotFinite(f"loss {loss.item()}, gradient norm {norm.item()}")
-    optimizer.step()
-    return norm
+class Updates(nn.Module):
+    """Everything that is done with the policy in training, as forward passes: what accelerate wraps."""
 
+    def __init__(self, policy, config):
+        super().__init__()
+        self.policy, self.rl = policy, config.rl
 
-def update_reading(policy, optimizer, goals, words, config, generator):
-    """One pass over sentences and the words they say, without pictures -> mean metrics. To read is learned ten times
-    faster where nothing else is learned by the way."""
-    reads = [*policy.backbone.vlm.language_model.parameters(), *policy.reading_head.parameters()]
-    parameters, losses = [p for p in reads if p.requires_grad], []
-    for batch in minibatches(len(goals), config.train.batch_size, generator):
-        loss = reading_loss(policy.read([goals[i] for i in batch]), words[batch].to(policy.device))
-        step_optimizer(optimizer, loss, parameters, config.train.max_grad_norm)
-        losses.append(loss.item())
-    return {"train/reading_loss": float(np.mean(losses))}
+    def forward(self, task, *arguments):
+        return getattr(self, task)(*arguments)
 
+    def act(self, obs, deterministic=False):
+        return self.policy.act(obs, deterministic)
 
-def update_bc(policy, optimizer, obs, actions, config, generator):
-    """One pass over a chunk of demonstrations -> mean metrics."""
-    # the width of the exploration is PPO's to learn: likelihood would shrink it until every ratio explodes
-    parameters = [p for name, p in policy.named_parameters() if p.requires_grad and not name.endswith("log_std")]
-    sums = []
-    for batch in minibatches(len(actions), config.train.batch_size, generator):
-        part, expert = select(obs, batch), actions[batch].to(policy.device)
-        output = policy(part["image"], part["goal"])
-        words, due, places = (torch.from_numpy(part[name]).to(policy.device) for name in ("words", "due", "places"))
+    def read(self, goals, words):
+        loss = reading_loss(self.policy.read(goals), words.to(self.policy.device))
+        return loss, {"train/reading_loss": loss.detach()}
+
+    def clone(self, obs, expert):
+        expert, output = expert.to(self.policy.device), self.policy(obs["image"], obs["goal"])
+        words, due, places = (torch.from_numpy(obs[name]).to(expert.device) for name in ("words", "due", "places"))
         pi = output.distribution
+        # the width of the exploration is PPO's to learn: likelihood would shrink it until every ratio explodes
+        pi.std = pi.std.detach()
         looked = pi.log_attended(expert) + pi.log_glanced(places) + pi.log_due(due)
-        loss, metrics = bc_loss(pi.log_prob(expert), looked, output.said, words)
-        metrics["train/grad_norm"] = step_optimizer(optimizer, loss, parameters, config.train.max_grad_norm)
-        sums.append(metrics)
-    return {key: float(np.mean([float(m[key]) for m in sums])) for key in sums[0]}
+        return bc_loss(pi.log_prob(expert), looked, output.said, words)
+
+    def value(self, obs, returns):
+        """The critic alone."""
+        loss = (self.policy(obs["image"], obs["goal"]).value - returns.to(self.policy.device)).square().mean()
+        return loss, {"train/value_loss": loss.detach()}
+
+    def ppo(self, obs, actions, old_log_probs, advantages, returns):
+        log_probs, entropy, values = self.policy.evaluate_actions(obs, actions)
+        old_log_probs, advantages, returns = (t.to(values.device) for t in (old_log_probs, advantages, returns))
+        return ppo_loss(log_probs, old_log_probs, advantages, values, returns, entropy, clip_ratio=self.rl.clip_ratio,
+                        value_coef=self.rl.value_coef, entropy_coef=self.rl.entropy_coef)
 
 
-def update_ppo(policy, optimizer, rollout, advantages, returns, config, generator, critic_only):
-    """`rl.ppo_epochs` passes of PPO over a rollout -> mean metrics. `critic_only`: nothing but the value head."""
-    obs, actions = rollout.flat_obs(), rollout.actions.flatten(0, 1)
-    old_log_probs, advantages, returns = rollout.log_probs.flatten(), normalize(advantages.flatten()), returns.flatten()
-    parameters = list(policy.value_head.parameters()) if critic_only else [
-        p for p in policy.parameters() if p.requires_grad]
-    sums, stopped = [], False
-    for _ in range(4 * config.rl.ppo_epochs if critic_only else config.rl.ppo_epochs):
-        for batch in minibatches(len(actions), config.train.batch_size, generator):
-            log_probs, entropy, values = policy.evaluate_actions(select(obs, batch), actions[batch])
-            on = lambda tensor: tensor[batch].to(values.device)  # noqa: B023, E731
-            loss, metrics = ppo_loss(log_probs, on(old_log_probs), on(advantages), values, on(returns), entropy,
-                                     clip_ratio=config.rl.clip_ratio, value_coef=config.rl.value_coef,
-                                     entropy_coef=config.rl.entropy_coef)
-            if critic_only:
-                loss = (values - on(returns)).square().mean()
-            elif metrics["train/approx_kl"] > 1.5 * config.rl.target_kl:
-                stopped = True
-                break
-            metrics["train/grad_norm"] = step_optimizer(optimizer, loss, parameters, config.train.max_grad_norm)
-            sums.append(metrics)
-        if stopped:
-            break
-    means = {key: float(np.mean([float(m[key]) for m in sums])) for key in sums[0]} if sums else {}
-    return means | {"train/updates": len(sums), "train/explained_variance":
-                    float(explained_variance(rollout.values.flatten(), returns))}
+class Learner:
+    """Model and optimiser under accelerate: one optimiser step at a time."""
+
+    def __init__(self, accelerator, policy, config):
+        groups = [{"params": group, "name": name} for name, group in policy.parameter_groups().items() if group]
+        optimizer = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
+        self.accelerator, self.policy, self.config = accelerator, policy, config
+        self.model, self.optimizer = accelerator.prepare(Updates(policy, config), optimizer)
+        self.actor = SimpleNamespace(act=lambda obs, deterministic=False: self.model("act", obs, deterministic))
+
+    def passes(self, task, arguments, count, generator, number=1, target_kl=math.inf):
+        """`number` passes over this process's `count` samples, in its parts of the minibatches; `arguments(index)` are
+        those of the task -> a dict of metrics for each update. They end early where the KL estimate passes
+        `target_kl`."""
+        rows, size = [], self.config.train.batch_size // self.accelerator.num_processes
+        for _ in range(number):
+            for batch in minibatches(count, size, generator):
+                row = self.step(task, arguments, batch, target_kl)
+                if row is None:
+                    return rows
+                rows.append(row)
+        return rows
+
+    def step(self, task, arguments, batch, target_kl):
+        """One update -> its metrics, or None where it was not made because it would go too far."""
+        rows, parts = [], batch.tensor_split(min(self.config.train.accumulate, len(batch)))
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, metrics = self.model(task, *arguments(part))
+                share = len(part) / len(batch)
+                self.accelerator.backward(loss * share)
+            rows.append({name: value * share for name, value in metrics.items()})
+        row = {name: sum(part[name] for part in rows) for name in rows[0]}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if target_kl < math.inf and float(self.mean(row["train/approx_kl"])) > target_kl:
+            self.optimizer.zero_grad()
+            return None
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.train.max_grad_norm)
+        norm = whole(torch.as_tensor(0.0 if norm is None else norm))        # DeepSpeed tells it later
+        if not torch.isfinite(norm) and self.accelerator.scaler is None:
+            where = [name for name, p in self.policy.named_parameters()
+                     if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NotFinite(f"loss {loss.item():.3g}, gradient norm {float(norm):.3g}, not finite in {len(where)} "
+                            f"weights, as {where[:1]}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return row | {"train/grad_norm": norm}
+
+    def mean(self, value):
+        """Over the processes."""
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
+        return self.accelerator.reduce(value, "mean")
+
+    def means(self, rows):
+        """Rows of metrics -> their means, over all updates and processes."""
+        if not rows:
+            return {}
+        names = list(rows[0])
+        table = torch.stack([torch.stack([torch.as_tensor(row[name]).float().cpu() for name in names]) for row in rows])
+        return dict(zip(names, self.mean(table.mean(0)).tolist(), strict=True))
+
+    def learning_rates(self, rates):
+        """{"backbone", "action", "value"}: the learning rates from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+
+    def forget(self):
+        """The optimiser as new."""
+        self.optimizer.optimizer.state.clear()
+
+    def state(self):
+        """The optimiser's, whole and on the CPU. Every process has to ask."""
+        state = self.optimizer.state_dict()
+        return state | {"state": {key: {name: whole(value) for name, value in one.items()}
+                                  for key, one in state["state"].items()}}
+
+    def restore(self, state):
+        flat = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(state | {"state": {
+            key: {name: shard_like(value, flat[key]) if getattr(value, "shape", ()) == flat[key].shape else value
+                  for name, value in one.items()} for key, one in state["state"].items()}})
+
+
+def update_ppo(learner, rollout, config, generator, critic_only=False):
+    """Advantages, then `rl.ppo_epochs` passes of PPO over a rollout -> mean metrics. `critic_only`: the value head."""
+    gather = learner.accelerator.gather
+    on = lambda tensor: tensor.to(learner.accelerator.device)
+    advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values,                 # estimate
+                                      rollout.terminated, rollout.truncated, config.rl.gamma, config.rl.gae_lambda)
+    obs, actions, log_probs = rollout.flat_obs(), rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
+    returns = returns.flatten()
+    advantages = normalize(advantages.flatten(), gather(on(advantages.flatten())).cpu())
+    if critic_only:
+        task, passes, target = "value", 4 * config.rl.ppo_epochs, math.inf
+        arguments = lambda index: (select(obs, index), returns[index])
+    else:
+        task, passes, target = "ppo", config.rl.ppo_epochs, 1.5 * config.rl.target_kl
+        arguments = lambda index: (select(obs, index), actions[index], log_probs[index], advantages[index],
+                                   returns[index])
+    rows = learner.passes(task, arguments, len(actions), generator, passes, target)                         # update
+    values, returns = (gather(on(tensor)) for tensor in (rollout.values.flatten(), returns))
+    return learner.means(rows) | {"train/updates": len(rows), "train/explained_variance":
+                                  float(explained_variance(values, returns))}
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -180,9 +279,9 @@ def claim(folder, keep):
         except OSError:
             raise UserError(f"another run is writing to {folder}: wait for it, "
                             "or give train.output_dir:=OTHER") from None
-        earlier = [folder / name for name in (STATE, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json",
-                                              "vlm_best.json", "vlm_final.json", "rollout.gif")]
-        earlier = [path for path in earlier if path.exists()]
+        names = (FOLDER, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json", "vlm_best.json", "vlm_final.json",
+                 "rollout.gif", "episodes.gif")
+        earlier = [path for path in (*map(folder.joinpath, names), *folder.glob("vlm_state*.pt")) if path.exists()]
         if earlier and not keep:
             older = folder / "older" / time.strftime("%Y%m%d-%H%M%S", time.localtime(earlier[0].stat().st_mtime))
             while older.exists():
@@ -194,238 +293,239 @@ def claim(folder, keep):
         yield
 
 
-class Log:
-    """metrics.jsonl always, curves.png at the end, W&B if asked."""
-
-    def __init__(self, config, folder, lines):
-        self.path = folder / "metrics.jsonl"
-        kept = self.path.read_text().splitlines()[:lines] if lines and self.path.exists() else []
-        self.path.write_text("".join(line + "\n" for line in kept))
-        self.rows = [json.loads(line) for line in kept]
-        self.wandb = None
-        if config.log.wandb != "disabled":
-            import wandb
-            try:
-                self.wandb = wandb.init(project=config.log.project, name=config.log.run_name or None, dir=str(folder),
-                                        mode=config.log.wandb, config=config.to_dict())
-            except wandb.Error as error:
-                raise UserError(f"W&B cannot be started ({str(error).splitlines()[0]}): log in with `wandb login`, or "
-                                "give log.wandb:=offline") from None
-
-    def write(self, row):
-        self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.wandb:
-            self.wandb.log(row)
-
-    def close(self):
-        draw_curves(self.rows, self.path.with_name("curves.png"))
-        if self.wandb:
-            self.wandb.finish()
-
-
-def draw_curves(rows, path):
-    """Success, length, KL and critic over the samples seen, as one picture."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    panels = [("success rate", ["eval/success_rate", "rollout/success_rate"]),
-              ("steps per episode", ["eval/steps", "rollout/length"]), ("return", ["rollout/return"]),
-              ("behaviour cloning loss", ["train/bc_loss"]), ("KL per update", ["train/approx_kl"]),
-              ("critic: explained variance", ["train/explained_variance"])]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
-    for axis, (title, keys) in zip(axes.flat, panels, strict=True):
-        for key in keys:
-            points = [(row["samples"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, ms=3, label=key)
-        switch = [row["samples"] for row in rows if row["stage"] == "ppo"]
-        if switch:
-            axis.axvline(switch[0], color="grey", lw=0.8, ls=":")
-        axis.set(title=title, xlabel="samples seen (dotted: PPO begins)")
-        if axis.lines and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    with checkpoint.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
-
-
 # --- the run ----------------------------------------------------------------------------------------------------
 def train(config, resume=None):
     """Trains as `config` says into `config.train.output_dir`; returns the trained policy's summary, or None where
-    Ctrl-C ended it early. `resume` is what checkpoint.load gave for a state file."""
+    Ctrl-C ended it early. `resume` is what checkpoint.load gave for a state file. Of several processes only the first
+    one has a summary, writes files and prints."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    device = pick_device(config.device)
+    accelerator = make_accelerator(config)
     try:
-        env = make_env(config)
+        env = make_env(config, config.env.num_envs // accelerator.num_processes)
     except ValueError as error:
         raise UserError(str(error)) from None
     # worlds that cannot be started are refused now, before anything is written
     probe = make_env(config, num_envs=64)
     probe.reset(seed=0, options={"goals": probe.balanced_goals(64)})
-    with tempfile.TemporaryDirectory() as base:
-        policy = build_policy(config, env, Path(base)).to(device)
-    folder = Path(config.train.output_dir)
-    with claim(folder, keep=resume is not None):
+    policy, folder = build_policy(config, env), Path(config.train.output_dir)
+    with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
         try:
-            return _train(config, env, policy, folder, resume)
+            return Run(config, env, Learner(accelerator, policy, config), folder, resume).go()
         except OSError as error:
             state = f"; go on with train.resume:={folder / STATE}" if (folder / STATE).exists() else ""
             raise UserError(f"cannot write to {folder} ({error.strerror or error}): free some space or give another "
                             f"train.output_dir{state}") from None
 
 
-def _train(config, env, policy, folder, resume):
-    steps, unit_samples = config.vlm.rollout_steps, config.vlm.rollout_steps * env.num_envs
-    units = {"reading": math.ceil(config.vlm.reading_samples / unit_samples),
-             "bc": math.ceil(config.vlm.bc_epochs * config.vlm.bc_samples / unit_samples), "ppo": config.vlm.ppo_epochs}
-    at = {"stage": "reading", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0, "lines": 0}
-    optimizer = new_optimizer(policy, config)
-    tally = np.zeros((2, env.num_envs))
-    obs = None
-    if resume:
-        meta, weights, state = resume
-        at = dict(meta["at"])
-        policy.load_weights(weights)
-        optimizer.load_state_dict(state["optimizer"])
-        tally = state["tally"].numpy().copy()
-        if at["stage"] == "ppo" and state["worlds"]:
-            obs = env.restore({key: value.numpy() if torch.is_tensor(value) else value
-                               for key, value in state["worlds"].items()})
-    corpus = corpus_hash(config.env.sentences)
-    log = Log(config, folder, at["lines"])
-    began = time.perf_counter() - at["seconds"]
-    stopping = Interrupt()
+class Run:
+    """One run of training: what it has done so far is `at`, and the files in `folder` say the same."""
 
-    def meta():
-        return {"presets": list(config.presets), "config": config.to_dict(), "seed": config.seed, "corpus": corpus,
-                "training_seconds": round(time.perf_counter() - began, 1), "samples": at["samples"],
-                "environment_steps": at["env_steps"], "success": at["best"], "torch": torch.__version__}
+    def __init__(self, config, env, learner, folder, resume=None):
+        self.config, self.env, self.learner, self.folder = config, env, learner, folder
+        self.policy, self.accelerator = learner.policy, learner.accelerator
+        self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
+        self.mine = slice(self.rank * env.num_envs, (self.rank + 1) * env.num_envs)     # of all worlds
+        self.samples = config.vlm.rollout_steps * config.env.num_envs                   # of a unit, all processes
+        self.units = {"reading": math.ceil(config.vlm.reading_samples / self.samples),
+                      "bc": math.ceil(config.vlm.bc_epochs * config.vlm.bc_samples / self.samples),
+                      "ppo": config.vlm.ppo_epochs}
+        self.at = {"stage": "reading", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0,
+                   "lines": 0}
+        self.tally, self.obs = np.zeros((2, env.num_envs)), None
+        if resume:
+            meta, weights, state = resume
+            self.at = dict(meta["at"])
+            self.policy.load_weights(weights)
+            learner.restore(state["optimizer"])
+            self.tally = state["tally"][:, self.mine].copy()
+            if state["worlds"]:
+                self.obs = env.restore(part_of_state(state["worlds"], self.mine))
+        self.corpus = corpus_hash(config.env.sentences)
+        self.log = Log(folder, config.log, config.to_dict(), self.at["lines"]) if self.is_main else None
+        self.began = time.perf_counter() - self.at["seconds"]
+        self.stopping = Interrupt()
 
-    def save_state():
-        at["lines"] = len(log.rows)
-        worlds = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-                  for key, value in env.state().items()} if at["stage"] == "ppo" else {}
-        checkpoint.save(folder / STATE, meta() | {"at": at, "architecture": policy.architecture()},
-                        policy.trainable_state(), {"optimizer": optimizer.state_dict(), "worlds": worlds,
-                                                   "tally": torch.from_numpy(tally)})
+    def go(self):
+        try:
+            for stage, update, following in (("reading", self.read, "bc"), ("bc", self.clone, "ppo"),
+                                             ("ppo", self.practise, None)):
+                self.run_stage(stage, update)
+                if self.asked_to_stop():
+                    break
+                if following and self.at["stage"] == stage:
+                    self.at |= {"stage": following, "unit": 0}
+                    self.learner.forget()
+            self.save_state()
+            if self.asked_to_stop():
+                self.say(f"\nstopped after {self.at['stage']} unit {self.at['unit']}; go on with: "
+                         f"python train_vlm.py train.resume:={self.folder / STATE}")
+                return None
+            self.save_policy(FINAL)
+            if not (self.folder / BEST).exists():
+                self.save_policy(BEST)
+            return self.report() if self.is_main else {}
+        except NotFinite as error:
+            self.save_state()
+            raise UserError(f"training stopped at {self.at['stage']} unit {self.at['unit']}: {error}; the state is in "
+                            f"{self.folder / STATE}; lower train.lr or raise train.batch_size") from None
+        finally:
+            self.stopping.restore()
+            if self.is_main:
+                self.log.close()
 
-    def evaluate():
-        env_eval = make_env(config, num_envs=min(128, config.eval.episodes))
-        count = config.eval.episodes
-        policy.eval()
-        result = run_episodes(env_eval, policy_actor(policy, True), VALIDATION_SEED + np.arange(count),
-                              env_eval.balanced_goals(count))
-        k = int(result["success"].sum())
-        row = {"eval/success_rate": k / count, "eval/steps": float(result["length"].mean())}
-        if k / count >= at["best"]:
-            at["best"] = k / count
-            policy.save(folder / BEST, meta())
-        return row
-
-    def read(generator):
-        rng = np.random.default_rng([config.seed, STAGES.index("reading"), at["unit"]])
-        goals, words = env.things_to_say(rng, unit_samples)
-        return update_reading(policy, optimizer, goals, torch.from_numpy(words), config, generator)
-
-    def clone(generator):
-        obs, actions = demonstrations(env, steps, [config.seed, STAGES.index("bc"), at["unit"]], config.vlm.bc_perturb,
-                                      config.vlm.bc_relabel)
-        at["samples"] += len(actions)
-        return update_bc(policy, optimizer, obs, actions, config, generator)
-
-    def finish_unit(row):
-        at["unit"] += 1
-        at["seconds"] = time.perf_counter() - began
-        log.write({"stage": at["stage"], "unit": at["unit"], "samples": at["samples"], "env_steps": at["env_steps"],
-                   "time/seconds": round(at["seconds"], 2)} | row)
-
-    try:
-        for stage, update, following in (("reading", read, "bc"), ("bc", clone, "ppo")):
-            with tqdm(total=units[stage], initial=at["unit"] if at["stage"] == stage else units[stage], unit="chunk",
-                      desc={"bc": "behaviour cloning"}.get(stage, stage), disable=not units[stage]) as bar:
-                while at["stage"] == stage and at["unit"] < units[stage] and not stopping:
-                    generator = seed_unit(config.seed, stage, at["unit"])
-                    for group in optimizer.param_groups:
-                        group["lr"] = scheduled(config.vlm.bc_lr, config.train.lr_schedule, at["unit"] / units[stage])
-                    policy.use_dropout(True, config.vlm.bc_subword_dropout).train()
-                    row = update(generator)
-                    if stage == "bc" and at["unit"] + 1 == units["bc"]:
-                        row |= evaluate()
-                    finish_unit(row)
-                    if at["unit"] % config.train.save_every == 0:
-                        save_state()
-                    bar.set_postfix_str(" ".join(f"{k.split('/')[1]} {row[k]:.3f}" for k in (
-                        "train/bc_loss", "train/reading_loss", "eval/success_rate") if k in row), refresh=False)
-                    bar.update()
-            if at["stage"] == stage and not stopping:
-                at |= {"stage": following, "unit": 0}
-                optimizer = new_optimizer(policy, config)
-        policy.use_dropout(False)
-        if at["stage"] == "ppo" and obs is None:
-            obs, _ = env.reset(seed=np.random.default_rng([config.seed, 1]).integers(2**31, size=env.num_envs))
-        with tqdm(total=units["ppo"], initial=at["unit"] if at["stage"] == "ppo" else 0, unit="iteration",
-                  desc="PPO", disable=not units["ppo"]) as bar:
-            while at["stage"] == "ppo" and at["unit"] < units["ppo"] and not stopping:
-                generator = seed_unit(config.seed, "ppo", at["unit"])
-                started = time.perf_counter()
-                policy.eval()
-                rollout, obs = collect(env, policy, obs, steps, tally)                                    # collect
-                collected = time.perf_counter() - started
-                advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values,   # estimate
-                                                  rollout.terminated, rollout.truncated,
-                                                  config.rl.gamma, config.rl.gae_lambda)
-                peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "value": config.train.value_lr}
-                for group in optimizer.param_groups:
-                    group["lr"] = scheduled(peaks[group["name"]], config.train.lr_schedule, at["unit"] / units["ppo"])
-                policy.train()
-                row = update_ppo(policy, optimizer, rollout, advantages, returns, config, generator,      # update
-                                 critic_only=at["unit"] < config.rl.critic_warmup)
-                at["samples"] += unit_samples
-                at["env_steps"] += unit_samples
-                ended = rollout.episodes
-                if ended:
-                    row |= {"rollout/success_rate": float(np.mean([e["success"] for e in ended])),
-                            "rollout/return": float(np.mean([e["return"] for e in ended])),
-                            "rollout/length": float(np.mean([e["length"] for e in ended]))}
-                row |= {"rollout/episodes": len(ended), "time/env_steps_per_s": round(unit_samples / collected, 1)}
-                last = at["unit"] + 1 == units["ppo"]
-                if last or (config.eval.every and (at["unit"] + 1) % config.eval.every == 0):
-                    row |= evaluate()
-                finish_unit(row)                                                                          # log
-                if at["unit"] % config.train.save_every == 0:
-                    save_state()                                                                          # save
-                bar.set_postfix_str(" ".join(f"{k.split('/')[1]} {row[k]:.3f}" for k in (
-                    "rollout/success_rate", "train/approx_kl", "eval/success_rate") if k in row), refresh=False)
+    def run_stage(self, stage, update):
+        """Its units that are still to be done."""
+        title = {"reading": "reading", "bc": "behaviour cloning", "ppo": "PPO"}[stage]
+        done = self.at["unit"] if self.at["stage"] == stage else self.units[stage]
+        with tqdm(total=self.units[stage], initial=done, unit="iteration" if stage == "ppo" else "chunk", desc=title,
+                  disable=not self.units[stage] or not self.is_main) as bar:
+            while self.at["stage"] == stage and self.at["unit"] < self.units[stage] and not self.asked_to_stop():
+                generator = seed_unit(self.config.seed, stage, self.at["unit"], self.rank)
+                row = update(generator)
+                last = self.at["unit"] + 1 == self.units[stage]
+                every = self.config.eval.every if stage == "ppo" else 0
+                if stage != "reading" and (last or (every and (self.at["unit"] + 1) % every == 0)):
+                    row |= self.evaluate()
+                self.at["unit"] += 1
+                self.at["seconds"] = time.perf_counter() - self.began
+                if self.is_main:
+                    self.log.write({name: self.at[name] for name in ("stage", "unit", "samples", "env_steps")} | {
+                        "time/seconds": round(self.at["seconds"], 2)} | row)                                 # log
+                    for line in alarms(self.log.rows, self.config.rl.target_kl):
+                        tqdm.write(f"watch out: {line}", file=sys.stderr)
+                if self.at["unit"] % self.config.train.save_every == 0:
+                    self.save_state()                                                                       # save
+                bar.set_postfix_str(" ".join(f"{key.split('/')[1]} {row[key]:.3f}" for key in (
+                    "train/bc_loss", "train/reading_loss", "rollout/success_rate", "train/approx_kl",
+                    "eval/success_rate") if key in row), refresh=False)
                 bar.update()
-        save_state()
-        if stopping:
-            print(f"\nstopped after {at['stage']} unit {at['unit']}; go on with: "
-                  f"python train_vlm.py train.resume:={folder / STATE}")
-            return None
-        policy.save(folder / FINAL, meta())
-        if not (folder / BEST).exists():
-            policy.save(folder / BEST, meta())
-        return report(config, folder)
-    except NotFinite as error:
-        save_state()
-        raise UserError(f"training stopped at {at['stage']} unit {at['unit']}: {error}; the state is in "
-                        f"{folder / STATE}; lower train.lr or raise train.batch_size") from None
-    finally:
-        stopping.restore()
-        log.close()
+
+    # --- units ------------------------------------------------------------------------------------------------
+    def cloning(self):
+        """Learning rate and dropout of what comes before PPO."""
+        rate = scheduled(self.config.vlm.bc_lr, self.config.train.lr_schedule,
+                         self.at["unit"] / self.units[self.at["stage"]])
+        self.learner.learning_rates(dict.fromkeys(("backbone", "action", "value"), rate))
+        self.policy.use_dropout(True, self.config.vlm.bc_subword_dropout).train()
+
+    def key(self, stage):
+        """What the random numbers of this unit follow from, but for torch's."""
+        return [self.config.seed, STAGES.index(stage), self.at["unit"], self.rank]
+
+    def read(self, generator):
+        """Sentences and the words they say, without pictures. To read is learned ten times faster where nothing else
+        is learned by the way."""
+        self.cloning()
+        count = self.samples // self.accelerator.num_processes
+        goals, words = self.env.things_to_say(np.random.default_rng(self.key("reading")), count)
+        words = torch.from_numpy(words)
+        arguments = lambda index: ([goals[i] for i in index], words[index])
+        return self.learner.means(self.learner.passes("read", arguments, count, generator))
+
+    def clone(self, generator):
+        """A chunk of the expert's demonstrations."""
+        self.cloning()
+        obs, actions = demonstrations(self.env, self.config.vlm.rollout_steps, self.key("bc"),
+                                      self.config.vlm.bc_perturb, self.config.vlm.bc_relabel)
+        self.at["samples"] += self.samples
+        arguments = lambda index: (select(obs, index), actions[index])
+        return self.learner.means(self.learner.passes("clone", arguments, len(actions), generator))
+
+    def practise(self, generator):
+        """A PPO iteration."""
+        config, started = self.config, time.perf_counter()
+        self.policy.use_dropout(False).eval()
+        if self.obs is None:
+            seeds = np.random.default_rng([config.seed, 1]).integers(2**31, size=config.env.num_envs)
+            self.obs, _ = self.env.reset(seed=seeds[self.mine])
+        with self.policy.backbone.keeping():
+            rollout, self.obs = collect(self.env, self.learner.actor, self.obs, config.vlm.rollout_steps,   # collect
+                                        self.tally)
+            collected = time.perf_counter() - started
+            peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "value": config.train.value_lr}
+            done = self.at["unit"] / self.units["ppo"]
+            self.learner.learning_rates({name: scheduled(peak, config.train.lr_schedule, done)
+                                         for name, peak in peaks.items()})
+            self.policy.train()
+            row = update_ppo(self.learner, rollout, config, generator, self.at["unit"] < config.rl.critic_warmup)
+        self.at["samples"] += self.samples
+        self.at["env_steps"] += self.samples
+        ended = gather_object(rollout.episodes)
+        if ended:
+            row |= {f"rollout/{name}": float(np.mean([episode[key] for episode in ended])) for name, key in (
+                ("success_rate", "success"), ("return", "return"), ("length", "length"))}
+        return row | {"rollout/episodes": len(ended), "time/env_steps_per_s": round(self.samples / collected, 1)}
+
+    def evaluate(self):
+        """The policy on the validation episodes, every process on all of them; the best one is kept."""
+        count = self.config.eval.episodes
+        env = make_env(self.config, num_envs=min(128, count))
+        self.policy.eval()
+        result = run_episodes(env, policy_actor(self.learner.actor, True), VALIDATION_SEED + np.arange(count),
+                              env.balanced_goals(count))
+        success = float(self.learner.mean(result["success"].mean()))
+        if success >= self.at["best"]:
+            self.at["best"] = success
+            self.save_policy(BEST)
+        return {"eval/success_rate": success, "eval/steps": float(result["length"].mean())}
+
+    # --- files ------------------------------------------------------------------------------------------------
+    def meta(self):
+        return {"presets": list(self.config.presets), "config": self.config.to_dict(), "seed": self.config.seed,
+                "corpus": self.corpus, "training_seconds": round(time.perf_counter() - self.began, 1),
+                "processes": self.accelerator.num_processes, "samples": self.at["samples"],
+                "environment_steps": self.at["env_steps"], "success": self.at["best"], "torch": torch.__version__}
+
+    def save_policy(self, name):
+        """To act from. Every process takes part."""
+        weights = self.policy.trainable_state()
+        if self.is_main:
+            checkpoint.save(self.folder / name, {"architecture": self.policy.architecture()} | self.meta(), weights)
+
+    def save_state(self):
+        """To resume from, on any number of processes; the ones before are kept as vlm_state.1.pt and so on. Every
+        process takes part."""
+        weights, optimizer = self.policy.trainable_state(), self.learner.state()
+        worlds = gather_object([self.env.state() if self.obs is not None else {}])
+        tally = gather_object([self.tally])
+        if not self.is_main:
+            return
+        self.at["lines"] = len(self.log.rows)
+        older = [f"vlm_state.{i}.pt" for i in range(1, self.config.train.keep_last)]
+        names = [self.folder / name for name in (STATE, *older)]
+        for newer, older in reversed(list(zip(names, names[1:], strict=False))):
+            if newer.exists():
+                with checkpoint.replacing(older) as temporary:      # the newest stays until another takes its place
+                    os.link(newer, temporary)
+        checkpoint.save(names[0], self.meta() | {"at": self.at, "architecture": self.policy.architecture()}, weights,
+                        {"optimizer": optimizer, "worlds": join_states(worlds), "tally": np.concatenate(tally, 1)})
+
+    def report(self):
+        """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, a GIF, a folder for
+        the hub."""
+        config = self.config
+        policy = VLMPolicy.from_pretrained(self.folder / BEST, self.accelerator.device, config.model.vlm.name)
+        figures = evaluate_policy(make_env(config, num_envs=min(128, config.eval.episodes)), policy,
+                                  config.eval.episodes, config.eval.seed)
+        print(show(figures))
+        with checkpoint.replacing(self.folder / "eval.json") as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        return figures
+
+    # --- several processes ------------------------------------------------------------------------------------
+    def say(self, text):
+        if self.is_main:
+            print(text)
+
+    def asked_to_stop(self):
+        """Whether any process was."""
+        return float(self.learner.mean(float(bool(self.stopping)))) > 0
 
 
-def new_optimizer(policy, config):
-    groups = [{"params": group, "name": name} for name, group in policy.parameter_groups().items() if group]
-    return torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
-
-
-def seed_unit(seed, stage, unit):
+def seed_unit(seed, stage, unit, rank=0):
     """Seeds torch's global generator for a unit of work, and returns a generator of its own for shuffling."""
-    a, b = np.random.SeedSequence([seed, STAGES.index(stage), unit]).generate_state(2)
+    a, b = np.random.SeedSequence([seed, STAGES.index(stage), unit, rank]).generate_state(2)
     torch.manual_seed(int(a))
     return torch.Generator().manual_seed(int(b))
 
@@ -453,16 +553,6 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def report(config, folder):
-    """Evaluates the best checkpoint beside the baselines on the fixed episodes; prints the table, writes eval.json."""
-    policy = VLMPolicy.from_checkpoint(folder / BEST, pick_device(config.device))
-    env = make_env(config, num_envs=min(128, config.eval.episodes))
-    figures = evaluate_policy(env, policy, config.eval.episodes, config.eval.seed)
-    print(show(figures))
-    (folder / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
-
-
 def read_config(argv):
     """-> the config, and what checkpoint.load gave for `train.resume` (or None)."""
     pairs = [word.partition("=") for word in argv]
@@ -482,19 +572,53 @@ def read_config(argv):
     return config, resume
 
 
+OUT_OF_MEMORY = ("out of memory: lower train.batch_size (or raise train.accumulate, which computes it in parts), lower "
+                 "env.num_envs, or give model.vlm.gradient_checkpointing=True (model.vlm.load_in_4bit=True saves most)")
+
+
 def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     argv = sys.argv[1:] if argv is None else argv
     try:
         config, resume = read_config(argv)
-        return 0 if train(config, resume) else 130
-    except (UserError, checkpoint.CheckpointError, configuration.ConfigError, GoalError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 130 if train(config, resume) is None else 0
+    except (UserError, TrackerError, checkpoint.CheckpointError, configuration.ConfigError, GoalError) as error:
+        message = error
+    except torch.OutOfMemoryError:
+        message = OUT_OF_MEMORY
+    except RuntimeError as error:
+        first, several = str(error).splitlines()[0], int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if "DefaultCPUAllocator" in first:
+            message = OUT_OF_MEMORY
+        elif several and any(word in first for word in ("gloo", "NCCL", "onnection", "Broken pipe", "peer")):
+            print(f"error: another process of this run has ended, so process {os.environ['RANK']} ends too "
+                  f"({first[:80]}); go on with train.resume", file=sys.stderr)
+            return 2
+        else:
+            raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
+
+
+def start_processes():
+    """Where there is no GPU, `accelerate launch --num_processes N` starts one process and says nothing; what was asked
+    of it, torchrun does, which it uses itself where there are some."""
+    if "MASTER_ADDR" not in os.environ or "RANK" in os.environ or torch.cuda.is_available():
+        return
+    import psutil
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    launcher = psutil.Process(os.getppid()).cmdline()
+    count = parser.parse_known_args(launcher)[0].num_processes
+    if "launch" in launcher and count > 1:
+        os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                  f"--nproc-per-node={count}", *sys.argv])
 
 
 if __name__ == "__main__":
+    start_processes()
     sys.exit(main())

@@ -7,10 +7,11 @@ weights and the numbers are those of transformers' own Qwen2VLModel (checked in 
 Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size,
 E width of the vision tower.
 """
+import contextlib
+import hashlib
 import itertools
 import json
 import math
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from torch.nn import functional as F
 
 VISION, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", VISION, VISION_END, IMAGE, "<|video_pad|>"]
-# the part of the official chat template that one user turn with text and pictures needs
+# what the official chat template makes of one user turn with text and a picture
 CHAT_TEMPLATE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -30,14 +32,31 @@ TINY_TEMPLATE = (   # one picture, the sentence, the token whose hidden state is
     "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
     "<|im_end|>")
-TINY = {  # a real Qwen2-VL, small enough to train from scratch on a CPU
-    "text_config": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-                    "num_key_value_heads": 2, "max_position_embeddings": 512,
-                    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4]}},
-    "vision_config": {"depth": 1, "embed_dim": 64, "hidden_size": 96, "num_heads": 4, "mlp_ratio": 2,
-                      "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2},
+
+
+def _sizes(width, layers, heads, kv_heads, mlp, vocab_size, vision, patch, dtype, theta=1e6):
+    """A Qwen2-VL configuration in short; `vision` is (width, depth, heads, ratio of its MLP)."""
+    head = width // heads // 2
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": [head // 4, 3 * head // 8, 3 * head // 8]}
+    embed, depth, vision_heads, ratio = vision
+    return {"dtype": dtype, "text_config": {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "rope_parameters": rope, "vocab_size": vocab_size},
+        "vision_config": {"depth": depth, "embed_dim": embed, "hidden_size": width, "num_heads": vision_heads,
+                          "mlp_ratio": ratio, "patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2}}
+
+
+# configurations that can be built with random weights; the first two are those of the hub (config.json there)
+KNOWN = {
+    "Qwen/Qwen2-VL-2B-Instruct": _sizes(1536, 28, 12, 2, 8960, 151936, (1280, 32, 16, 4), 14, "bfloat16"),
+    "Qwen/Qwen2-VL-7B-Instruct": _sizes(3584, 28, 28, 4, 18944, 152064, (1280, 32, 16, 4), 14, "bfloat16"),
+    # of the same proportions, for benchmarks on a CPU
+    "qwen2_vl_50m": _sizes(384, 13, 6, 2, 1536, 12800, (320, 11, 5, 4), 14, "float32"),
+    # a real Qwen2-VL, small enough to train from scratch on a CPU
+    "vlm_tiny": _sizes(96, 2, 4, 2, 256, None, (64, 1, 4, 2), 8, "float32", 1e4),
 }
-KNOWN = {"vlm_tiny": TINY}
+KNOWN["vlm_tiny"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 4, 4]
+KNOWN["vlm_tiny"]["text_config"]["max_position_embeddings"] = 512
 
 
 def train_tokenizer(sentences, vocab_size=1024):
@@ -55,40 +74,57 @@ def train_tokenizer(sentences, vocab_size=1024):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token="<|im_end|>")
 
 
-def save_random_model(name, folder, sentences, seed=0):
-    """Writes the known configuration `name` with fresh weights as an ordinary model folder, and returns it.
-
-    What `from_pretrained` finds there is what a hub repository holds: config.json, model.safetensors, the
-    tokenizer's files (trained on `sentences`), chat template and preprocessor_config.json.
-    """
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-    from transformers.utils import logging
-    logging.disable_progress_bar()
+def random_files(name, sentences):
+    """The small files of a model folder for the known configuration `name`, {file name: text}: config.json, the
+    tokenizer's (trained on `sentences`), chat template and preprocessor_config.json. Weights: `Backbone.from_files`."""
+    from transformers import Qwen2VLConfig
     if name not in KNOWN:
         raise ValueError(f"model.vlm.init=random knows {', '.join(KNOWN)}, not {name!r}")
-    tokenizer = train_tokenizer(sentences)
-    tokenizer.chat_template = TINY_TEMPLATE
+    tokenizer, tiny = train_tokenizer(sentences), name == "vlm_tiny"
+    tokenizer.chat_template = TINY_TEMPLATE if tiny else CHAT_TEMPLATE
     ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in (
         ("image_token_id", IMAGE), ("video_token_id", "<|video_pad|>"),
         ("vision_start_token_id", VISION), ("vision_end_token_id", VISION_END))}
     sizes = json.loads(json.dumps(KNOWN[name]))
-    sizes["text_config"] |= {"vocab_size": len(tokenizer), "bos_token_id": None,
-                             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2VLConfig(**sizes, **ids, tie_word_embeddings=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(config)
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    vision = sizes["vision_config"]
-    (folder / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
-        "patch_size": vision["patch_size"], "merge_size": vision["spatial_merge_size"],
-        "temporal_patch_size": vision["temporal_patch_size"], "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
-        "size": {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}}, indent=1))
-    return folder
+    text, vision = sizes["text_config"], sizes["vision_config"]
+    text |= {"vocab_size": text["vocab_size"] or len(tokenizer), "bos_token_id": None,
+             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2VLConfig(**sizes, **ids, tie_word_embeddings="7B" not in name)
+    pixels = {"shortest_edge": 32 * 32, "longest_edge": 256 * 256} if tiny else {
+        "shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+    scale = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3} if tiny else {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(scale | {
+            "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "size": pixels,
+            "patch_size": vision["patch_size"], "merge_size": vision["spatial_merge_size"],
+            "temporal_patch_size": vision["temporal_patch_size"]}, indent=1))
+        return Backbone.small_files(folder)
+
+
+def reach(name):
+    """How `from_pretrained` gets at a hub name or folder, keyword arguments; OSError at once where it cannot, and not
+    after the minute of retries that the hub's client makes without a network."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    if Path(name).is_dir():
+        missing = [file for file in ("config.json", "preprocessor_config.json") if not Path(name, file).is_file()]
+        if missing:
+            raise OSError(f"the folder has no {missing[0]}")
+        return {}
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return {"local_files_only": True}
+        HfApi().model_info(name, timeout=10)
+        return {}
+    except HFValidationError:
+        raise OSError("no such folder") from None
+    except RepositoryNotFoundError:
+        raise OSError("the hub knows no such model, or wants a token for it: `hf auth login`") from None
+    except Exception as error:      # whatever the hub's client makes of a missing network
+        raise OSError(f"not in the cache, and the hub cannot be reached: {str(error).splitlines()[0][:80]}") from None
 
 
 def smart_size(height, width, factor, min_pixels, max_pixels):
@@ -115,48 +151,73 @@ class Backbone(nn.Module):
     last one; what comes after it is padding. `image` tells of each patch the hidden state of its image
     token and its own features in the vision tower before m*m patches are merged into that token, where things side
     by side become hard to tell apart; `centres` where in the picture the patches lie (x, y in [0, 1]).
+
+    `lora` {"r", "alpha", "dropout", "targets"} puts adapters into the language model; everything else is then frozen.
+    `min_pixels`: smaller pictures are enlarged to this area (0: what the model's own preprocessor says).
+    `files` are the model folder's small files where the weights are this run's own, and None where they come from
+    elsewhere: from the hub or folder `name`.
     """
 
-    def __init__(self, model, tokenizer, preprocessor, name, lora=None):
+    def __init__(self, model, tokenizer, preprocessor, name, lora=None, min_pixels=0, files=None):
         super().__init__()
-        self.name, self.tokenizer, self.preprocessor, self.lora = name, tokenizer, preprocessor, lora
+        self.name, self.tokenizer, self.lora, self.files = name, tokenizer, lora, files
+        self.min_pixels, self.preprocessor = min_pixels, preprocessor
+        self.dtype, self.load_in_4bit = str(model.dtype).removeprefix("torch."), hasattr(model, "hf_quantizer")
         self.width = model.config.text_config.hidden_size
         self.image_width = self.width + model.config.vision_config.embed_dim
+        self.base_hash = fingerprint(model)
         if lora:
             from peft import LoraConfig, get_peft_model
             model.requires_grad_(False)
             model = get_peft_model(model, LoraConfig(
-                r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"],
+                r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], base_model_name_or_path=name,
                 target_modules=r".*language_model.*\.(" + "|".join(lora["targets"]) + ")"))
         self.model = model
-        self._tokens, self._layouts, self.subword_dropout = {}, {}, 0.0
+        self._tokens, self._layouts, self._kept, self.subword_dropout = {}, {}, None, 0.0
 
     @classmethod
-    def from_pretrained(cls, name, dtype="auto", lora=None):
-        """From a hub name or a local folder, weights included. OSError where neither has it."""
-        from transformers import AutoTokenizer, Qwen2VLModel
+    def from_pretrained(cls, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", load_in_4bit=False):
+        """From a hub name or a local folder, weights included. OSError where neither has it, at once."""
+        from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2VLModel
         from transformers.image_processing_base import ImageProcessingMixin
-        preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = Qwen2VLModel.from_pretrained(name, dtype=dtype)
-        return cls(model, tokenizer, preprocessor, str(name), lora)
+        where = reach(name)
+        options = {"quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["visual"])} if load_in_4bit else {}
+        preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        model = Qwen2VLModel.from_pretrained(name, dtype=dtype, attn_implementation=attention, **options, **where)
+        return cls(model, tokenizer, preprocessor, str(name), lora, min_pixels)
 
     @classmethod
-    def from_files(cls, files, name, dtype="float32", lora=None):
-        """From the texts of a model folder's small files (see `small_files`), without weights: random ones."""
+    def from_files(cls, files, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", device="cpu"):
+        """From the texts of a model folder's small files (see `small_files`), without weights: random ones, which
+        follow from torch's seed. `device` may be "meta"."""
         from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
         with tempfile.TemporaryDirectory() as folder:
             for file, text in files.items():
                 Path(folder, Path(file).name).write_text(text, encoding="utf-8")
             config, tokenizer = Qwen2VLConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
             preprocessor = json.loads(files["preprocessor_config.json"])
-        return cls(Qwen2VLModel._from_config(config, dtype=getattr(torch, dtype)), tokenizer, preprocessor, name, lora)
+        dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+        with torch.device(device):
+            model = Qwen2VLModel._from_config(config, dtype=dtype, attn_implementation=attention)
+        return cls(model, tokenizer, preprocessor, name, lora, min_pixels, files)
 
     @staticmethod
     def small_files(folder):
         """The texts of everything in a model folder but the weights: {file name: text}."""
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())
                 if path.suffix in (".json", ".jinja", ".txt") and ".index." not in path.name}
+
+    def settings(self):
+        """What `from_pretrained` or `from_files` is to be told to build the same again."""
+        return {"lora": self.lora, "dtype": self.dtype, "min_pixels": self.min_pixels} | (
+            {"load_in_4bit": True} if self.load_in_4bit else {})
+
+    def checkpoint_activations(self):
+        """Keeps no activations inside the language model's layers and computes them again in the backward pass."""
+        self.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def vlm(self):
@@ -199,15 +260,15 @@ class Backbone(nn.Module):
 
     def positions(self, before, grid, length, device):
         """M-RoPE position ids [3,1,L] (Qwen2-VL, sec. 2.1) of: `before` tokens, a picture of grid (h, w), text."""
-        key = before, grid, length
+        key = before, grid, length, device
         if key not in self._layouts:
             h, w = grid
             text = torch.arange(before).expand(3, -1)
             rows, cols = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
             image = torch.stack([torch.zeros(h, w, dtype=torch.long), rows, cols]).flatten(1) + before
             rest = torch.arange(length - before - h * w).expand(3, -1) + before + max(h, w)
-            self._layouts[key] = torch.cat([text, image, rest], 1)[:, None]
-        return self._layouts[key].to(device)
+            self._layouts[key] = torch.cat([text, image, rest], 1)[:, None].to(device)
+        return self._layouts[key]
 
     # --- the picture ------------------------------------------------------------------------------------------
     def pixels(self, images):
@@ -215,8 +276,8 @@ class Backbone(nn.Module):
         vision, settings = self.vlm.config.vision_config, self.preprocessor
         p, m = vision.patch_size, vision.spatial_merge_size
         size = settings.get("size") or {}
-        low = settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-        high = settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        low = self.min_pixels or settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        high = max(low, settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
         height, width = smart_size(*images.shape[1:3], p * m, low, high)
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
@@ -235,22 +296,55 @@ class Backbone(nn.Module):
         kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)
         x = patches.to(kernel.dtype) @ kernel.T                                                        # [B,P,E]
         heads = tower.blocks[0].attn.num_heads if len(tower.blocks) else 1
-        dim = x.shape[-1] // heads
-        order = self.order(h, w, m, x.device)
-        freq = 10000.0 ** (-torch.arange(0, dim // 2, 2, device=x.device, dtype=torch.float) / (dim // 2))
-        angles = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)   # [P,dim]
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = self.angles(h, w, m, x.shape[-1] // heads, x.device)
         for block in tower.blocks:
-            q, k, v = block.attn.qkv(block.norm1(x)).view(*x.shape[:2], 3, heads, dim).permute(2, 0, 3, 1, 4)
+            q, k, v = block.attn.qkv(block.norm1(x)).view(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
             q, k = (_rotate(t.float(), cos, sin).to(v.dtype) for t in (q, k))
             attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             x = x + block.attn.proj(attended)
             x = x + block.mlp(block.norm2(x))
         return tower.merger(x).view(len(x), h * w // m**2, -1), x
 
+    def angles(self, h, w, m, dim, device):
+        """Cosines and sines [P,dim] of the vision tower's 2-D rotary embedding (Qwen2-VL, sec. 2.1)."""
+        key = h, w, dim, device
+        if key not in self._layouts:
+            order = self.order(h, w, m, device)
+            freq = 10000.0 ** (-torch.arange(0, dim // 2, 2, device=device, dtype=torch.float) / (dim // 2))
+            turns = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)
+            self._layouts[key] = turns.cos(), turns.sin()
+        return self._layouts[key]
+
+    @contextlib.contextmanager
+    def keeping(self):
+        """Within this context a frozen vision tower sees every picture once: what it made of it is kept, on the
+        device, under the picture itself. PPO's epochs, and the rollout before them, are run in it."""
+        self._kept = {} if self.lora else None
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def look(self, images):
+        """uint8 [B,H,W,3] -> image tokens [B,S,D], the patches' features [B,P,E], and the grid (h, w)."""
+        if self._kept is None:
+            patches, grid = self.pixels(images.to(self.device))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.lora):
+                return *self.vision(patches, grid), grid
+        keys = [image.tobytes() for image in images.cpu().numpy()]
+        new = {key: i for i, key in enumerate(keys) if key not in self._kept}
+        if new:
+            kept, self._kept = self._kept, None
+            try:
+                tokens, features, grid = self.look(images[list(new.values())])
+            finally:
+                self._kept = kept
+            kept |= {key: (*rows, grid) for key, *rows in zip(new, tokens, features, strict=True)}
+        tokens, features, grids = zip(*(self._kept[key] for key in keys), strict=True)
+        return torch.stack(tokens), torch.stack(features), grids[0]
+
     def forward(self, images, goals):
-        patches, (h, w) = self.pixels(images.to(self.device))
-        image, features = self.vision(patches, (h, w))
+        image, features, (h, w) = self.look(images)
         m = self.vlm.config.vision_config.spatial_merge_size
         text, ends, hidden = self._read_all(image, goals, (h // m, w // m))
         return text, ends, self.seen(hidden, features), self.centres(h, w, m, self.device)
@@ -264,7 +358,8 @@ class Backbone(nn.Module):
         prompts = [self.prompt(goal) for goal in goals]
         order = np.argsort([len(after) for _, after in prompts], kind="stable")      # of like length together: less
         longest, parts = max(len(after) for _, after in prompts), []                 # padding to compute
-        for group in np.array_split(order, max(1, len(order) // 16)):
+        groups = max(1, len(order) // 16) if self.device.type == "cpu" else 1     # a GPU would rather have them at once
+        for group in np.array_split(order, groups):
             text, hidden = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
                                       [prompts[i][1] for i in group], grid)
             parts.append((F.pad(text, (0, 0, 0, longest - text.shape[1])), hidden))
@@ -283,8 +378,9 @@ class Backbone(nn.Module):
         embed = self.vlm.get_input_embeddings()
         prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
         tokens = torch.cat([prefix, image.to(prefix.dtype), embed(text.to(device))], 1)                     # [B,L,D]
+        eager = self.vlm.config._attn_implementation == "eager"      # the others are causal without a mask
         hidden = self.vlm.language_model(
-            inputs_embeds=tokens, use_cache=False, attention_mask={"full_attention": None},
+            inputs_embeds=tokens, use_cache=False, attention_mask=None if eager else {"full_attention": None},
             position_ids=self.positions(start, grid, tokens.shape[1], device).expand(-1, len(texts), -1),
         ).last_hidden_state.float()
         return hidden[:, end:], hidden[:, start:end]
@@ -309,3 +405,16 @@ class Backbone(nn.Module):
     @property
     def device(self):
         return next(self.parameters()).device
+
+
+def fingerprint(model):
+    """Which base model this is, 16 hex digits, however it was loaded: of its first token embeddings and its norms,
+    which no quantisation touches, rounded to bfloat16. "" on the meta device."""
+    parts = {name: parameter[:16] for name, parameter in model.named_parameters()
+             if name.endswith("embed_tokens.weight") or "norm" in name.rsplit(".", 2)[-2]}
+    if any(part.is_meta for part in parts.values()):
+        return ""
+    digest = hashlib.sha256(str([(name, tuple(part.shape)) for name, part in parts.items()]).encode())
+    for part in parts.values():
+        digest.update(part.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

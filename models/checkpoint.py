@@ -1,19 +1,20 @@
-"""Checkpoints: tensors and JSON, never code. What acts is `{"format", "meta", "weights"}`; what resumes adds state.
+"""Checkpoints: safetensors files, whatever they are called; tensors and JSON, never code.
 
-`meta` is a JSON string that says what made the weights; the same JSON lies beside the file for people to read.
+In the header of the file stands `meta`, JSON that says what made the weights, and a checksum; the same JSON lies beside
+a file to act from, for people to read. A file to resume from holds a `state` too: nested plain data with tensors in it.
 """
 import contextlib
-import errno
 import json
 import os
-import pickle
-import warnings
-import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 
-FORMAT = "flexibleworld-1"
+FORMAT = "flexibleworld-2"
 
 
 class CheckpointError(ValueError):
@@ -31,16 +32,22 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-def save(path, meta, weights, state=None):
-    """Writes atomically (a killed save leaves the old file). `state`: tensors and plain data to resume from."""
-    path = Path(path)
+def write_tensors(path, tensors, metadata):
+    """A safetensors file, written atomically: a killed save leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "weights": weights}
-    with replacing(path) as temporary:
-        try:
-            torch.save(content | ({"state": state} if state is not None else {}), temporary)
-        except RuntimeError as error:       # what torch makes of a write that fails half-way
-            raise OSError(errno.EIO, f"the write failed half-way: {str(error).splitlines()[0][:80]}") from None
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(to_bytes(tensors, metadata))
+        file.flush()
+        os.fsync(file.fileno())     # so that the name never stands for less than the whole, also where the power fails
+
+
+def save(path, meta, weights, state=None):
+    """Writes `weights` {name: tensor} and `meta`, JSON-able; `state`: dicts, lists, tensors, arrays, plain values."""
+    path, tensors = Path(path), {f"w.{name}": tensor for name, tensor in weights.items()}
+    plain = json.dumps(_take_out(state, tensors))
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_tensors(path, tensors, {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "state": plain,
+                                  "crc32": str(_checksum(tensors))})
     if state is None:
         readable = {key: value for key, value in meta.items() if key != "architecture"}
         with replacing(path.with_suffix(".json")) as temporary:
@@ -55,21 +62,58 @@ def load(path):
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: train one with `python train_vlm.py vlm_tiny`, "
                               "or name a .pt file that train_vlm.py wrote")
-    try:
-        with warnings.catch_warnings(action="ignore"):        # of files that are not ours
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as archive:      # torch does not look at the checksums it writes
-            if archive.testzip():
-                raise ValueError("a checksum does not fit")
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path} holds more than tensors and plain data, or is damaged; it was not executed. "
-                              "Use a .pt file that train_vlm.py wrote") from None
-    except Exception as error:     # damaged bytes lead torch's reader to nearly any exception; it executes none of them
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-        raise CheckpointError(f"{path} is damaged or cut short ({reason})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    metadata, tensors = read_tensors(path)
+    if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a FlexibleWorld checkpoint (format {FORMAT!r})")
     try:
-        return json.loads(content["meta"]), content["weights"], content.get("state")
-    except (KeyError, TypeError, ValueError):
+        if int(metadata["crc32"]) != _checksum(tensors):
+            raise CheckpointError(f"{path} is damaged: its checksum does not fit; use an earlier one")
+        weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w.")}
+        return json.loads(metadata["meta"]), weights, _put_back(json.loads(metadata["state"]), tensors)
+    except (KeyError, TypeError, json.JSONDecodeError):
         raise CheckpointError(f"{path} is damaged: it lacks its weights or its description") from None
+
+
+def read_tensors(path):
+    """A safetensors file -> (metadata, {name: tensor}); CheckpointError for anything else, of which nothing is run."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start == b"PK" or start[:1] == b"\x80":
+            raise CheckpointError(f"{path} is a pickle, which can hold code; it was not opened. "
+                                  "Use a .pt file that train_vlm.py wrote: those are safetensors inside")
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise CheckpointError(f"{path} is damaged or cut short ({reason})") from None
+
+
+def _checksum(tensors):
+    crc = 0
+    for name in sorted(tensors):
+        flat = tensors[name].detach().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _take_out(value, tensors):
+    """JSON of nested plain data; its tensors and arrays go to `tensors`, under numbered names."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        name = f"s.{len(tensors)}"
+        tensors[name] = torch.as_tensor(value).detach().cpu()
+        return {"tensor": name, "array": isinstance(value, np.ndarray)}
+    if isinstance(value, dict):
+        return {"items": [[key, _take_out(item, tensors)] for key, item in value.items()]}
+    return [_take_out(item, tensors) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _put_back(value, tensors):
+    if isinstance(value, dict) and "tensor" in value:
+        tensor = tensors[value["tensor"]]
+        return tensor.numpy() if value["array"] else tensor
+    if isinstance(value, dict):
+        return {key: _put_back(item, tensors) for key, item in value["items"]}
+    return [_put_back(item, tensors) for item in value] if isinstance(value, list) else value

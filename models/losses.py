@@ -31,9 +31,10 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     return advantages, advantages + values
 
 
-def normalize(advantages):
-    """Zero mean, unit standard deviation; safe for one sample and for equal ones."""
-    return (advantages - advantages.mean()) / (advantages.std(unbiased=False) + 1e-8)
+def normalize(advantages, among=None):
+    """Zero mean, unit standard deviation `among` all of them (default: these); safe for one sample and equal ones."""
+    among = advantages if among is None else among
+    return (advantages - among.mean()) / (among.std(unbiased=False) + 1e-8)
 
 
 def ppo_loss(log_probs, old_log_probs, advantages, values, returns, entropy, *,

@@ -3,14 +3,18 @@
     policy = VLMPolicy.from_checkpoint("checkpoints/vlm_best.pt")
     actions, log_probs, output = policy.sample_action([image], ["입자들을 모아줘"])
 """
+import json
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import Backbone
-from models.checkpoint import CheckpointError, load, save
+from models.backbone import Backbone, reach
+from models.checkpoint import CheckpointError, load, read_tensors, save
 from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
 
 
@@ -42,6 +46,8 @@ class VLMPolicy(nn.Module):
         known = self.reading_head.by_goal(torch.zeros(1, len(words))).shape[-1] if words else backbone.width
         self.action_head = HybridHead(spec, known, backbone.image_width, hidden, init_std)
         self.value_head = ValueHead(backbone.width, [hidden[-1]])
+        # a checkpoint must hold the weights that training changes, and the base's too if it is nowhere else
+        self._kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.files}
         self._dropout = False
 
     def use_dropout(self, on, subwords=0.0):
@@ -68,10 +74,12 @@ class VLMPolicy(nn.Module):
 
     def decide(self, text, ends, image, centres):
         """What the heads make of a backbone's output -> PolicyOutput."""
-        last, said = last_of(text, ends), self.reading_head(text, ends)
-        understood = self.reading_head.by_goal(said) if self.words else last[:, None]
-        # the critic learns from the features without pulling at them: its loss must not move the policy
-        return PolicyOutput(self.value_head(last.detach()), self.action_head(understood, image, centres), said)
+        # in float32 whatever the backbone computes in: PPO's ratio is that of two nearly equal log-probabilities
+        with torch.autocast(text.device.type, enabled=False):
+            last, said = last_of(text, ends), self.reading_head(text, ends)
+            understood = self.reading_head.by_goal(said) if self.words else last[:, None]
+            # the critic learns from the features without pulling at them: its loss must not move the policy
+            return PolicyOutput(self.value_head(last.detach()), self.action_head(understood, image, centres), said)
 
     def _images(self, images):
         wrong = "images must be uint8 [B,H,W,3] or PIL images of one size, not "
@@ -83,8 +91,7 @@ class VLMPolicy(nn.Module):
         fits = images.ndim == 4 and images.shape[-1] == 3 and min(images.shape) > 0
         if images.dtype not in (np.uint8, torch.uint8) or not fits:
             raise ValueError(f"{wrong}{images.dtype} {tuple(images.shape)}")
-        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
-        return images.to(self.device)
+        return torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
 
     @torch.no_grad()
     def sample_action(self, images, goals, deterministic=False):
@@ -114,10 +121,9 @@ class VLMPolicy(nn.Module):
 
     # --- checkpoints ------------------------------------------------------------------------------------------
     def trainable_state(self):
-        """What a checkpoint must hold: the weights that training changes, and the base's too if it is nowhere else."""
-        own_base = getattr(self.backbone, "files", None)
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad or own_base}
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items() if name in trained}
+        """What a checkpoint must hold, {name: tensor}, on the CPU. Of sharded weights every process has to ask."""
+        return {name: whole(tensor.detach()).cpu().clone() for name, tensor in self.state_dict().items()
+                if name in self._kept}
 
     def parameter_groups(self):
         """Parameters by their learning rates: {"backbone", "action", "value"}."""
@@ -127,16 +133,20 @@ class VLMPolicy(nn.Module):
 
     def architecture(self):
         """Plain data from which `from_architecture` builds the same policy, without the weights."""
-        return {"spec": asdict(self.spec), "heads": self.head_settings, "base": self.backbone.name,
-                "lora": self.backbone.lora, "files": getattr(self.backbone, "files", None)}
+        backbone = self.backbone
+        return {"spec": asdict(self.spec), "heads": self.head_settings, "base": backbone.name,
+                "base_hash": backbone.base_hash, "backbone": backbone.settings(), "files": backbone.files}
 
     @classmethod
-    def from_architecture(cls, a):
+    def from_architecture(cls, a, base=None):
+        """`base`: where the base model is by now, if not where it was (a.k.a. its name)."""
         if a["files"]:
-            backbone = Backbone.from_files(a["files"], a["base"], lora=a["lora"])
-            backbone.files = a["files"]
+            backbone = Backbone.from_files(a["files"], a["base"], **a["backbone"])
         else:
-            backbone = Backbone.from_pretrained(a["base"], lora=a["lora"])
+            backbone = Backbone.from_pretrained(base or a["base"], **a["backbone"])
+            if backbone.base_hash != a["base_hash"]:
+                raise CheckpointError(f"trained on the base model {a['base']!r} ({a['base_hash']}), which "
+                                      f"{backbone.name!r} ({backbone.base_hash}) is not: name the folder of the former")
         return cls(backbone, ActionSpec.from_dict(a["spec"]), **a["heads"])
 
     def save(self, path, meta=None):
@@ -144,29 +154,134 @@ class VLMPolicy(nn.Module):
         save(path, {"architecture": self.architecture()} | (meta or {}), self.trainable_state())
 
     @classmethod
-    def from_checkpoint(cls, path, device="cpu"):
-        """Loads what `save` wrote; CheckpointError (one line) for anything else. `.meta` says what made it."""
-        meta, weights, _ = load(path)
+    def from_checkpoint(cls, path, device="cpu", base=None):
+        """Loads what `save` or `save_pretrained` wrote, a file or a folder; CheckpointError (one line) for anything
+        else. `.meta` says what made it. `base`: the folder or hub name of the base model, if it has moved."""
+        meta, weights = _read_folder(Path(path)) if Path(path).is_dir() else load(path)[:2]
         if "architecture" not in meta:
             raise CheckpointError(f"{path} does not say which policy it holds; use a file that train_vlm.py wrote")
         try:
-            policy = cls.from_architecture(meta["architecture"])
+            policy = cls.from_architecture(meta["architecture"], base)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} was {error}") from None
         except OSError as error:
-            base = meta["architecture"]["base"]
-            raise CheckpointError(f"{path} needs its base model {base!r}, which cannot be loaded "
-                                  f"({str(error).splitlines()[0]})") from None
+            name = base or meta["architecture"]["base"]
+            raise CheckpointError(f"{path} needs its base model {name!r}, which cannot be loaded "
+                                  f"({str(error).splitlines()[0]}); give the folder it is in as `base`") from None
         policy.load_weights(weights, path)
         policy.meta = meta
         return policy.to(device).eval()
 
+    @classmethod
+    def from_pretrained(cls, name, device="cpu", base=None):
+        """`from_checkpoint` of a local file or folder, or of a repository on the hub that `push_to_hub` made."""
+        if not Path(name).exists():
+            from huggingface_hub import snapshot_download
+            try:
+                name = snapshot_download(name, **reach(name))
+            except OSError as error:
+                raise CheckpointError(f"no agent at {name!r} ({error}): give a local path or a hub name") from None
+        return cls.from_checkpoint(name, device, base)
+
+    def save_pretrained(self, folder, meta=None, results=""):
+        """Writes a folder for the hub: the adapters as peft keeps them (adapter_config.json,
+        adapter_model.safetensors), everything else that was trained (policy.pt, policy.json), and a model card with the
+        measured `results`, text. It takes the place of an earlier one as a whole."""
+        folder, meta = Path(folder), {"architecture": self.architecture()} | (meta or getattr(self, "meta", {}))
+        fresh, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
+        weights = self.trainable_state()
+        if self.backbone.lora:
+            self.backbone.model.save_pretrained(fresh, state_dict={
+                name.removeprefix("backbone.model."): weights.pop(name) for name in list(weights) if ".lora_" in name})
+        save(fresh / "policy.pt", meta, weights)
+        (fresh / "README.md").write_text(_model_card(meta, results, bool(self.backbone.lora)), encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def push_to_hub(self, repo_id, private=False, **about):
+        """`save_pretrained`, with its arguments `about`, to a model repository on the hub -> its address."""
+        from huggingface_hub import HfApi
+        api = HfApi()
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "agent", **about)
+            api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "agent")
+        return str(address)
+
     def load_weights(self, weights, path="checkpoint"):
-        wanted = self.trainable_state()
-        wrong = sorted(set(wanted) ^ set(weights)) or [
-            name for name in wanted if wanted[name].shape != weights[name].shape]
+        own = {name: tensor for name, tensor in self.state_dict().items() if name in self._kept}
+        wrong = sorted(set(own) ^ set(weights)) or [name for name in own if own[name].shape != weights[name].shape]
         if wrong:
             raise CheckpointError(f"{path} is of another architecture: {len(wrong)} weights do not fit, "
                                   f"the first is {wrong[0]}")
         broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
         if broken:
             raise CheckpointError(f"{path} holds weights that are not finite, as {broken}: use an earlier one")
-        self.load_state_dict(weights, strict=False)
+        for name, tensor in own.items():
+            tensor.copy_(shard_like(weights[name], tensor))
+
+
+def whole(tensor):
+    """All of a tensor that is spread over the processes (FSDP); any other value as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(tensor, other):
+    """`tensor`, spread over the processes as `other` is, if it is (FSDP)."""
+    if not hasattr(other, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+
+
+def _read_folder(folder):
+    """What `save_pretrained` wrote -> (meta, weights)."""
+    if not (folder / "policy.pt").is_file():
+        raise CheckpointError(f"{folder} is a folder without an agent: name a .pt file, or a folder with policy.pt")
+    meta, weights, _ = load(folder / "policy.pt")
+    if meta.get("architecture", {}).get("backbone", {}).get("lora"):
+        adapters = read_tensors(folder / "adapter_model.safetensors")[1]
+        weights |= {"backbone.model." + name.replace(".weight", ".default.weight"): tensor
+                    for name, tensor in adapters.items()}
+    return meta, weights
+
+
+def _model_card(meta, results, adapters):
+    """README.md of a folder for the hub."""
+    base, words = meta["architecture"]["base"], meta["architecture"]["heads"]["words"]
+    front = {"base_model": base, "library_name": "peft"} if adapters else {}
+    front |= {"pipeline_tag": "robotics", "tags": ["flexibleworld", "qwen2_vl", "reinforcement-learning"]}
+    about = {key: value for key, value in meta.items() if key not in ("architecture", "results")}
+    peft = f"""
+The adapters alone, with stock peft:
+
+    from peft import PeftModel
+    from transformers import Qwen2VLModel
+    model = PeftModel.from_pretrained(Qwen2VLModel.from_pretrained("{base}"), "THIS FOLDER")
+""" if adapters else ""
+    return f"""---
+{json.dumps(front, ensure_ascii=False, indent=1)}
+---
+# An agent that acts from a sentence
+
+A vision-language model, {base}, with action and value heads, trained by FlexibleWorld. It reads goals in Korean and
+English, of {len(words)} words of the goal language.
+
+    from train_vlm import VLMPolicy
+    policy = VLMPolicy.from_pretrained("THIS FOLDER")
+    actions, log_probs, output = policy.sample_action([image], ["move everything to the left"])
+{peft}
+## Results
+
+{results.strip() or "Not measured."}
+
+## What made it
+
+```json
+{json.dumps(about, ensure_ascii=False, indent=1)}
+```
+"""

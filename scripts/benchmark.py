@@ -130,11 +130,13 @@ def tiny_policy():
     config = load(["vlm_tiny"])
     folder = Path(tempfile.mkdtemp())
     env = make_env(config, num_envs=64)
-    policy = build_policy(config, env, folder).eval()
+    policy = build_policy(config, env).eval()
+    for name, text in policy.backbone.files.items():
+        (folder / name).write_text(text)
     obs, _ = env.reset(seed=0)
     with torch.no_grad():
         actions = policy.act(obs)[0]
-    return policy, folder / "vlm_tiny_base", obs, actions
+    return policy, folder, obs, actions
 
 
 def benchmark_policy(repeats=15):

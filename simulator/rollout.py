@@ -22,6 +22,26 @@ def stack(observations):
     return np.array(observations, dtype=object)
 
 
+def join(observations):
+    """Observations of several batches as one: leaves [B,...] joined along the first axis."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: join([obs[key] for obs in observations]) for key in first}
+    return np.concatenate([np.asarray(obs, dtype=None if isinstance(obs, np.ndarray) else object)
+                           for obs in observations])
+
+
+def join_states(states):
+    """What the `state()` of several environments gave, one after the other: that of all their worlds."""
+    return {key: np.concatenate([state[key] for state in states]) if isinstance(value, np.ndarray) else
+            [item for state in states for item in state[key]] for key, value in states[0].items()}
+
+
+def part_of_state(state, worlds):
+    """Of `join_states` the `worlds`, a slice."""
+    return {key: value[worlds] for key, value in state.items()}
+
+
 def tree_map(function, obs):
     """`function` of every array in an observation."""
     return {key: tree_map(function, value) for key, value in obs.items()} if isinstance(obs, dict) else function(obs)
@@ -59,16 +79,13 @@ def collect(env, policy, obs, steps, tally=None):
     tally = np.zeros((2, env.num_envs)) if tally is None else tally
     seen, columns, episodes = [], {name: [] for name in
                                    ("actions", "log_probs", "values", "rewards", "terminated", "truncated")}, []
-    last_values = torch.zeros(steps, env.num_envs)       # V of the last observation of episodes that were cut off
-    for t in range(steps):
+    final = []       # the last observation of episodes that were cut off
+    for _ in range(steps):
         actions, log_probs, values = policy.act(obs)
         seen.append(obs)
         obs, rewards, terminated, truncated, infos = env.step(actions.cpu().numpy())
         tally += np.stack([rewards, np.ones(env.num_envs)])
-        cut = np.flatnonzero(truncated & ~terminated)
-        if len(cut):
-            final = stack([infos["final_obs"][e] for e in cut])
-            last_values[t, cut] = policy.act(final)[2].float().cpu()
+        final += [infos["final_obs"][e] for e in np.flatnonzero(truncated & ~terminated)]
         for e in np.flatnonzero(terminated | truncated):
             extra = {key: value[e] for key, value in infos.get("episode", {}).items()}
             episodes.append({"return": tally[0, e], "length": int(tally[1, e])} | extra)
@@ -78,6 +95,9 @@ def collect(env, policy, obs, steps, tally=None):
             columns[name].append(torch.as_tensor(value).cpu())
     columns = {name: torch.stack(values) for name, values in columns.items()}
     columns |= {name: columns[name].float() for name in ("log_probs", "values", "rewards")}
-    following = torch.cat([columns["values"][1:], policy.act(obs)[2].float().cpu()[None]])
-    next_values = torch.where(columns["truncated"] & ~columns["terminated"], last_values, following)
+    # all that is still to be judged, at once: every rollout of T steps asks the policy T + 1 times, for processes that
+    # share a model have to ask it equally often
+    values = policy.act(join([obs, stack(final)]) if final else obs)[2].float().cpu()
+    next_values = torch.cat([columns["values"][1:], values[None, :env.num_envs]])
+    next_values[columns["truncated"] & ~columns["terminated"]] = values[env.num_envs:]
     return Rollout(stack(seen), next_values=next_values, episodes=episodes, **columns), obs

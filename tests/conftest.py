@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import config
-from models.backbone import Backbone, save_random_model
+from models.backbone import Backbone, random_files
 from models.heads import ActionSpec
 from models.vlm_policy import VLMPolicy
 from simulator.goal_env import action_space, sentences_by_goal
@@ -12,22 +12,34 @@ torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy,
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
+def save_model(name, folder, seed=0):
+    """A model folder as a hub repository is one: the known configuration `name` with random weights."""
+    files = random_files(name, sorted(text for texts in sentences_by_goal().values() for text in texts))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Backbone.from_files(files, name).vlm.save_pretrained(folder)
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    sentences = [text for texts in sentences_by_goal().values() for text in texts]
-    return save_random_model("vlm_tiny", tmp_path_factory.mktemp("model") / "base", sentences)
+    return save_model("vlm_tiny", tmp_path_factory.mktemp("model") / "base")
 
 
 @pytest.fixture(scope="session")
 def make_policy(model_folder):
-    """make_policy(lora=None, hidden=(32,)): the same fresh weights every time; the adapters have an effect."""
-    def make(lora=None, hidden=(32,)):
+    """make_policy(): the same fresh weights every time; the adapters have an effect. Without `own_base` the base is
+    that of `model_folder`."""
+    def make(lora=None, hidden=(32,), own_base=True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            policy = VLMPolicy(Backbone.from_pretrained(model_folder, lora=lora),
-                               ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
+            backbone = Backbone.from_pretrained(model_folder, lora=lora)
+            if own_base:
+                backbone.name, backbone.files = "vlm_tiny", Backbone.small_files(model_folder)
+            policy = VLMPolicy(backbone, ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
                                words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
-            policy.backbone.name, policy.backbone.files = "vlm_tiny", Backbone.small_files(model_folder)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:             # zero at the start, which would hide the dropout before it
                     torch.nn.init.normal_(parameter, std=0.1)

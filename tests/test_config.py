@@ -123,7 +123,7 @@ def test_debug_composes_with_every_preset():
     (['debug', "model.vlm.name=' '"], 'not empty'),
     (['debug', 'log.run_name=a\nb'], "'log.run_name:=a b'"),
     (['debug', 'env.goals=[cluster]'], '''"env.goals=['TEXT']"'''),
-    (['debug', 'model.heads.hidden=64'], '"model.heads.hidden=[512, 256]"'),
+    (['debug', 'model.heads.hidden=64'], '"model.heads.hidden=[512, 192]"'),
     (['debug', 'model.heads.hidden=[64, 0]'], 'each item a whole number from 1 up'),
     (['debug', 'train.batch_size=33'], 'batch_size is 33 ... num_envs * vlm.rollout_steps, which is 32'),
     (['vlm_full', 'vlm.bc_samples=4'], 'vlm.bc_samples'),
@@ -180,7 +180,7 @@ def test_a_config_is_frozen_plain_and_independent_of_the_next():
     first.train.lr = 9.0
     first.model.heads.hidden.append(1)
     assert load(['vlm_full']).seed == 0
-    assert first.to_dict() == before and config.DEFAULTS['model']['heads']['hidden'] == [512, 256]
+    assert first.to_dict() == before and config.DEFAULTS['model']['heads']['hidden'] == [512, 192]
     assert first.seed == first['seed'] == 7
     with pytest.raises(AttributeError):
         first.train.nothing  # noqa: B018
