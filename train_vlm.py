@@ -25,6 +25,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -297,7 +298,7 @@ def claim(folder, keep):
 def train(config, resume=None):
     """Trains as `config` says into `config.train.output_dir`; returns the trained policy's summary, or None where
     Ctrl-C ended it early. `resume` is what checkpoint.load gave for a state file. Of several processes only the first
-    one has a summary, writes files and prints."""
+    one writes files and prints."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = make_accelerator(config)
@@ -362,9 +363,10 @@ class Run:
                          f"python train_vlm.py train.resume:={self.folder / STATE}")
                 return None
             self.save_policy(FINAL)
-            if not (self.folder / BEST).exists():
+            if self.at["best"] < 0:
                 self.save_policy(BEST)
-            return self.report() if self.is_main else {}
+            self.accelerator.wait_for_everyone()
+            return self.report()
         except NotFinite as error:
             self.save_state()
             raise UserError(f"training stopped at {self.at['stage']} unit {self.at['unit']}: {error}; the state is in "
@@ -497,20 +499,23 @@ class Run:
         for newer, older in reversed(list(zip(names, names[1:], strict=False))):
             if newer.exists():
                 with checkpoint.replacing(older) as temporary:      # the newest stays until another takes its place
-                    os.link(newer, temporary)
+                    shutil.copyfile(newer, temporary)
         checkpoint.save(names[0], self.meta() | {"at": self.at, "architecture": self.policy.architecture()}, weights,
                         {"optimizer": optimizer, "worlds": join_states(worlds), "tally": np.concatenate(tally, 1)})
 
     def report(self):
-        """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, a GIF, a folder for
-        the hub."""
+        """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, a folder for the
+        hub."""
         config = self.config
-        policy = VLMPolicy.from_pretrained(self.folder / BEST, self.accelerator.device, config.model.vlm.name)
-        figures = evaluate_policy(make_env(config, num_envs=min(128, config.eval.episodes)), policy,
+        meta, weights, _ = checkpoint.load(self.folder / BEST)
+        self.policy.load_weights(weights)
+        figures = evaluate_policy(make_env(config, num_envs=min(128, config.eval.episodes)), self.learner.actor,
                                   config.eval.episodes, config.eval.seed)
-        print(show(figures))
-        with checkpoint.replacing(self.folder / "eval.json") as temporary:
-            temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        if self.is_main:
+            print(show(figures))
+            with checkpoint.replacing(self.folder / "eval.json") as temporary:
+                temporary.write_text(json.dumps(figures, indent=1) + "\n")
+            self.policy.save_pretrained(self.folder / FOLDER, meta, f"```\n{show(figures)}\n```", weights)
         return figures
 
     # --- several processes ------------------------------------------------------------------------------------
@@ -614,7 +619,7 @@ def start_processes():
     parser.add_argument("--num_processes", "--num-processes", type=int, default=1)
     launcher = psutil.Process(os.getppid()).cmdline()
     count = parser.parse_known_args(launcher)[0].num_processes
-    if "launch" in launcher and count > 1:
+    if count > 1 and any("accelerate" in word for word in launcher[:4]):
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", "--standalone",
                                   f"--nproc-per-node={count}", *sys.argv])
 

@@ -25,6 +25,7 @@ class CheckpointError(ValueError):
 def replacing(path):
     """A temporary name to write to; what is there at the end takes the place of `path`, and nothing is left behind."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)       # a killed run may have left one
     try:
         yield temporary
         os.replace(temporary, path)

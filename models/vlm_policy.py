@@ -183,15 +183,15 @@ class VLMPolicy(nn.Module):
                 raise CheckpointError(f"no agent at {name!r} ({error}): give a local path or a hub name") from None
         return cls.from_checkpoint(name, device, base)
 
-    def save_pretrained(self, folder, meta=None, results=""):
+    def save_pretrained(self, folder, meta=None, results="", weights=None):
         """Writes a folder for the hub: the adapters as peft keeps them (adapter_config.json,
         adapter_model.safetensors), everything else that was trained (policy.pt, policy.json), and a model card with the
-        measured `results`, text. It takes the place of an earlier one as a whole."""
+        measured `results`, text. It takes the place of an earlier one as a whole. `weights`: default, its own."""
         folder, meta = Path(folder), {"architecture": self.architecture()} | (meta or getattr(self, "meta", {}))
         fresh, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
         for left in (fresh, old):
             shutil.rmtree(left, ignore_errors=True)
-        weights = self.trainable_state()
+        weights = dict(weights or self.trainable_state())
         if self.backbone.lora:
             self.backbone.model.save_pretrained(fresh, state_dict={
                 name.removeprefix("backbone.model."): weights.pop(name) for name in list(weights) if ".lora_" in name})

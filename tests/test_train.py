@@ -223,6 +223,72 @@ def test_inference_writes_a_gif(trained, tmp_path, capsys):
     assert "not scored" in capsys.readouterr().out
 
 
-def test_wandb_offline(tmp_path):
-    assert run(tmp_path, "log.wandb:=offline", "vlm.ppo_epochs=1", "vlm.bc_epochs=0") == 0
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_names_what_to_lower(capsys, tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(train_vlm, "ppo_loss", full)
+    bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0",
+        says="lower train.batch_size.*train.accumulate.*env.num_envs.*gradient_checkpointing=True")
+
+
+def test_the_last_states_are_kept(trained, tmp_path):
+    """Of every unit a state; three are kept, the newest under its usual name."""
+    assert run(tmp_path, "train.keep_last=3", "train.save_every=1", "eval.every=0") == 0
+    units = [checkpoint.load(tmp_path / name)[0]["at"]["unit"] for name in (
+        "vlm_state.pt", "vlm_state.1.pt", "vlm_state.2.pt")]
+    assert units == [3, 3, 2] and not (tmp_path / "vlm_state.3.pt").exists()
+    (tmp_path / "vlm_state.pt").write_bytes((tmp_path / "vlm_state.pt").read_bytes()[:-100])
+    for name, code in (("vlm_state.pt", 2), ("vlm_state.2.pt", 0)):
+        assert train_vlm.main([f"train.resume={tmp_path / name}"]) == code
+    assert equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
+
+
+KILLER = """
+import os, random, shutil, signal, sys, threading
+rng = random.Random(int(sys.argv[1]))
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if int(sys.argv[1]) % 2:            # in the middle of a save: at one of the calls that it is made of
+    left = [rng.randrange(1, 25)]
+    def counted(function):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                die()
+            return function(*arguments, **options)
+        return call
+    os.fsync, os.replace, shutil.copyfile = map(counted, (os.fsync, os.replace, shutil.copyfile))
+import train_vlm
+if not int(sys.argv[1]) % 2:        # anywhere
+    threading.Timer(rng.uniform(0.1, 4.0), die).start()
+code = train_vlm.main(sys.argv[2:])
+os._exit(code)
+"""
+
+
+def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
+    """SIGKILL at random moments and in the middle of saves; each time the run goes on from the state there is."""
+    words = [*SMALL, "train.save_every=1", "eval.every=1", "eval.episodes=8"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, "train.save_every=1", "eval.every=1", "eval.episodes=8") == 0
+    kills, seed, state = 0, 0, killed / "vlm_state.pt"
+    while kills < 10:
+        resume = [f"train.resume:={state}"] if state.exists() else [*words, f"train.output_dir:={killed}"]
+        process = subprocess.run([sys.executable, "-c", KILLER, str(seed), *resume], cwd=ROOT, timeout=120,
+                                 capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+        assert process.returncode in (0, -9), process.stderr
+        kills, seed = kills + (process.returncode == -9), seed + 1
+        if process.returncode == 0:         # it was quicker: begin again
+            assert equal(weights(killed / "vlm_final.pt"), weights(whole / "vlm_final.pt"))
+            state.unlink()
+    if state.exists():
+        assert train_vlm.main([f"train.resume={state}"]) == 0
+    else:
+        assert train_vlm.main([*words, f"train.output_dir:={killed}"]) == 0
+    assert metrics(killed) == metrics(whole)
+    for name in ("vlm_final.pt", "vlm_best.pt"):
+        assert equal(weights(killed / name), weights(whole / name))
+    assert not list(killed.glob("*.tmp*"))
