@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -169,9 +170,11 @@ class Backbone(nn.Module):
         if lora:
             from peft import LoraConfig, get_peft_model
             model.requires_grad_(False)
-            model = get_peft_model(model, LoraConfig(
-                r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], base_model_name_or_path=name,
-                target_modules=r".*language_model.*\.(" + "|".join(lora["targets"]) + ")"))
+            model.name_or_path = name       # what the adapters' own files call their base
+            targets = r".*language_model.*\.(" + "|".join(lora["targets"]) + ")"
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):      # between peft and transformers
+                model = get_peft_model(model, LoraConfig(r=lora["r"], lora_alpha=lora["alpha"],
+                                                         lora_dropout=lora["dropout"], target_modules=targets))
         self.model = model
         self._tokens, self._layouts, self._kept, self.subword_dropout = {}, {}, None, 0.0
 

@@ -4,7 +4,6 @@ Legend: B samples, S goals of a plan, W words of a goal, V words of all goals, T
 picture, D hidden size, E width of the vision tower, K action types, A numbers in an action vector, C continuous ones.
 """
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -162,12 +161,6 @@ class HybridDistribution:
         return h(self.type_logits) + (self.type_logits.softmax(-1) * given_type).sum(-1)
 
 
-def _linear(width, out, bias=True):
-    """nn.Linear, silent where it has nothing to put out."""
-    with warnings.catch_warnings(action="ignore"):
-        return nn.Linear(width, out, bias)
-
-
 def _mlp(width, hidden):
     layers = []
     for out in hidden:
@@ -262,17 +255,24 @@ class ReadingHead(nn.Module):
         self.of_goals = [[column.get(f"{number} {name}", len(words)) for name in names] for number in numbers]
         table = [*(f"{number} {name}" for number in numbers for name in names), *(words[i] for i in self.of_plan)]
         self.order = [table.index(word) for word in words]
-        self.where, self.goal = _linear(width, len(numbers), bias=False), _linear(width, len(names))
-        self.plan = _linear(width, len(self.of_plan))
+        # no layers without outputs: FSDP does not know what to do with parameters that are empty
+        self.where = nn.Linear(width, len(numbers), bias=False) if numbers else None
+        self.goal = nn.Linear(width, len(names)) if names else None
+        self.plan = nn.Linear(width, len(self.of_plan)) if self.of_plan else None
         for layer in (self.goal, self.plan):
-            nn.init.constant_(layer.bias, -3.0)      # most words are not said
+            if layer:
+                nn.init.constant_(layer.bias, -3.0)      # most words are not said
 
     def forward(self, text, ends):
         """text [B,T,D], of which [0, ends[b]] is sentence b -> logits [B,V]."""
-        after = torch.arange(text.shape[1], device=text.device) > ends[:, None]
-        tokens = self.where(text).masked_fill(after[..., None], -math.inf).softmax(1)                      # [B,T,S]
-        goals, plan = self.goal(tokens.transpose(1, 2) @ text), self.plan(last_of(text, ends))
-        return torch.cat([goals.flatten(1), plan], -1)[:, self.order]
+        said = [text.new_zeros(len(text), 0)]
+        if self.goal:
+            after = torch.arange(text.shape[1], device=text.device) > ends[:, None]
+            tokens = self.where(text).masked_fill(after[..., None], -math.inf).softmax(1)                  # [B,T,S]
+            said.append(self.goal(tokens.transpose(1, 2) @ text).flatten(1))
+        if self.plan:
+            said.append(self.plan(last_of(text, ends)))
+        return torch.cat(said, -1)[:, self.order]
 
     def by_goal(self, said):
         """Logits [B,V] -> what each goal of the plan is taken to be [B,S,W], probabilities: its number, its words, and

@@ -48,7 +48,7 @@ class VLMPolicy(nn.Module):
         self.value_head = ValueHead(backbone.width, [hidden[-1]])
         # a checkpoint must hold the weights that training changes, and the base's too if it is nowhere else
         self._kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.files}
-        self._dropout = False
+        self.use_dropout(False)
 
     def use_dropout(self, on, subwords=0.0):
         self._dropout, self.backbone.subword_dropout = on, subwords if on else 0.0

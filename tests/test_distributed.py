@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import config as configuration
 import train_vlm
@@ -20,7 +21,7 @@ from simulator.rollout import Rollout, collect, join
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["vlm_tiny", "device:=cpu", "env.num_envs=4", "vlm.rollout_steps=8", "train.batch_size=32", "rl.ppo_epochs=2",
          "rl.target_kl=1000"]
-PROGRAM = "import sys; sys.path[:0] = ['tests', '.']; import test_distributed as t; t.in_each_process(sys.argv[1])"
+PROGRAM = "import sys; sys.path[:0] = ['tests', '.']; import test_distributed as t; t.in_each_process(*sys.argv[1:])"
 
 
 def launch(*arguments):
@@ -48,24 +49,53 @@ def distance(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one if one[name].numel())
 
 
-def in_each_process(out):
+def sharded(config, make=train_vlm.make_accelerator):
+    """As scripts/accelerate/fsdp.yaml has it. accelerate takes FSDP for GPUs only; torch does not."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    settings = yaml.safe_load((ROOT / "scripts/accelerate/fsdp.yaml").read_text())["fsdp_config"]
+    accelerator = make(config)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=settings["fsdp_version"], auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
+        transformer_cls_names_to_wrap=[settings["fsdp_transformer_layer_cls_to_wrap"]],
+        reshard_after_forward=settings["fsdp_reshard_after_forward"])
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    return accelerator
+
+
+def in_each_process(out, kind, *words):
     torch.set_num_threads(1)
-    config, env, learner = learner_of(WORDS)
+    if kind == "fsdp":
+        train_vlm.make_accelerator = sharded
+    config, env, learner = learner_of([*WORDS, *words])
+    assert kind in type(learner.model).__name__.lower() or kind == "ddp" and "DistributedData" in type(
+        learner.model).__name__
     rank = learner.accelerator.process_index
     torch.manual_seed(rank)
     obs, _ = env.reset(seed=100 + 2 * rank + np.arange(2))
     rollout, _ = collect(env, learner.actor, obs, config.vlm.rollout_steps)
     rollouts = train_vlm.gather_object([rollout])
     row, weights = two_updates(learner, rollout, config)
+    state = learner.state()
+    learner.restore(state)                          # what a resumed run does
+    learner.policy.load_weights(weights)
+    for name, again in learner.policy.trainable_state().items():
+        assert torch.equal(again, weights[name]), name
+    for key, values in learner.state()["state"].items():
+        for name, value in values.items():
+            assert torch.equal(value, state["state"][key][name]), name
     if rank == 0:
         Path(out).write_bytes(pickle.dumps((rollouts, row, weights)))
 
 
-def test_two_processes_make_the_updates_of_one(tmp_path):
+@pytest.mark.parametrize(("kind", "words"), [("ddp", []), ("fsdp", ["model.vlm.use_lora=True"])])
+def test_two_processes_make_the_updates_of_one(tmp_path, kind, words):
+    """Each with a whole copy of the model, and with the model spread over both."""
     (tmp_path / "program.py").write_text(f"import os; os.chdir({str(ROOT)!r})\n{PROGRAM}")
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "program.py",
-         tmp_path / "out.pkl"], env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+         tmp_path / "out.pkl", kind, *words], env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-3000:]
     (one, other), row, weights = pickle.loads((tmp_path / "out.pkl").read_bytes())
@@ -73,7 +103,7 @@ def test_two_processes_make_the_updates_of_one(tmp_path):
     columns = {name: torch.cat([getattr(one, name), getattr(other, name)], 1) for name in (
         "actions", "log_probs", "values", "next_values", "rewards", "terminated", "truncated")}
     obs = {key: np.concatenate([one.obs[key], other.obs[key]], 1) for key in one.obs}
-    config, _, learner = learner_of(WORDS)
+    config, _, learner = learner_of([*WORDS, *words])
     before = learner.policy.trainable_state()
     wanted_row, wanted = two_updates(learner, Rollout(obs, **columns), config)
     moved = distance(wanted, before)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, UnitTruncatedNormal, last_of
+from models.vlm_policy import VLMPolicy
 from simulator.action_operator import ActionType
 from simulator.goal_env import ParticleVectorEnv, action_space
 
@@ -460,6 +461,8 @@ def test_ratio_is_one_on_fresh_data(which, mode, obs, request):
 
 def test_dropout_is_off_until_it_is_asked_for(adapted, obs):
     run = lambda: adapted(obs["image"], obs["goal"]).distribution.type_logits.detach()
+    fresh = VLMPolicy(adapted.backbone, adapted.spec, words=adapted.words)
+    assert not any(module.training for module in fresh.modules() if isinstance(module, torch.nn.Dropout))
     adapted.train()
     assert torch.equal(run(), run())
     adapted.use_dropout(True)
