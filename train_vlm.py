@@ -102,6 +102,9 @@ def make_accelerator(config):
     if not available.get(config.device, True):
         raise UserError(f"device={config.device} is not to be had on this machine: use device:=cpu or device:=auto")
     cpu = config.device == "cpu" or not any(available.values())
+    if config.model.vlm.load_in_4bit and not available["cuda"]:
+        raise UserError("model.vlm.load_in_4bit=True trains on a CUDA GPU only: leave it out, or lower memory by "
+                        "model.vlm.gradient_checkpointing=True")
     # the updates differ in the weights they reach; and no process waits for another while it acts
     options = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)

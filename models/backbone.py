@@ -163,7 +163,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.tokenizer, self.lora, self.files = name, tokenizer, lora, files
         self.min_pixels, self.preprocessor = min_pixels, preprocessor
-        self.dtype, self.load_in_4bit = str(model.dtype).removeprefix("torch."), hasattr(model, "hf_quantizer")
+        self.dtype, self.load_in_4bit = str(model.dtype).removeprefix("torch."), getattr(model, "is_quantized", False)
         self.width = model.config.text_config.hidden_size
         self.image_width = self.width + model.config.vision_config.embed_dim
         self.base_hash = fingerprint(model)

@@ -126,7 +126,9 @@ def test_bad_input(capsys, tmp_path, trained):
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "warm, please", "language": "en", "goal": "heat()",
                                                       "split": "held_out", "source": "me", "family": "me"}))
     bad(capsys, *SMALL, here, f"env.sentences=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
-    bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*vlm_tiny")
+    bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*no such folder.*vlm_tiny")
+    if not torch.cuda.is_available():
+        bad(capsys, "vlm_fast", here, "model.vlm.load_in_4bit=True", says="on a CUDA GPU only.*gradient_checkpointing")
     bad(capsys, *SMALL, "train.output_dir:=/proc/nowhere", says="cannot write")
     bad(capsys, f"train.resume={tmp_path}/none.pt", says="no checkpoint")
     bad(capsys, f"train.resume={trained}/vlm_best.pt", says="vlm_state.pt")
