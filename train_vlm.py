@@ -45,6 +45,7 @@ from tqdm import tqdm
 
 import config as configuration
 from dataset import demonstrations, minibatches, select
+from inference import record
 from models import checkpoint
 from models.backbone import Backbone, random_files
 from models.heads import ActionSpec
@@ -506,11 +507,16 @@ class Run:
         the hub."""
         config = self.config
         policy = VLMPolicy.from_pretrained(self.folder / BEST, self.accelerator.device, config.model.vlm.name)
-        figures = evaluate_policy(make_env(config, num_envs=min(128, config.eval.episodes)), policy,
-                                  config.eval.episodes, config.eval.seed)
+        env = make_env(config, num_envs=min(128, config.eval.episodes))
+        figures = evaluate_policy(env, policy, config.eval.episodes, config.eval.seed)
         print(show(figures))
         with checkpoint.replacing(self.folder / "eval.json") as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        goals = env.balanced_goals(config.eval.episodes)
+        firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
+        shown = firsts[::math.ceil(len(firsts) / 4)]
+        record(policy, config, [(goals[i], config.eval.seed + i) for i in shown], self.folder / "episodes.gif")
+        self.log.video("eval/episodes", self.folder / "episodes.gif")
         return figures
 
     # --- several processes ------------------------------------------------------------------------------------

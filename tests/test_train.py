@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 def test_leaves_what_it_promises(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"vlm_best.pt", "vlm_best.json", "vlm_final.pt", "vlm_state.pt", "metrics.jsonl", "curves.png",
-            "eval.json"} <= names
+            "eval.json", "episodes.gif"} <= names
     figures = json.loads((trained / "eval.json").read_text())
     for policy in (figures["policy"]["sampled"], figures["baselines"]["expert"]):
         assert {"k", "n", "rate", "low", "high", "per_goal"} <= policy.keys()
@@ -226,3 +226,5 @@ def test_inference_writes_a_gif(trained, tmp_path, capsys):
 def test_wandb_offline(tmp_path):
     assert run(tmp_path, "log.wandb:=offline", "vlm.ppo_epochs=1", "vlm.bc_epochs=0") == 0
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    [video] = tmp_path.glob("wandb/offline-run-*/files/media/videos/eval/episodes*.gif")
+    assert video.read_bytes() == (tmp_path / "episodes.gif").read_bytes()
