@@ -95,7 +95,7 @@ def read_picture(source):
         raise PictureError(f"{name} may not be read: give yourself the right to, or name another picture") from None
     except Exception as error:      # decoders of broken files raise whatever they stumble over
         if image is None:
-            raise PictureError(f"{name} is no picture that can be read: give one as {', '.join(FORMATS)}") from None
+            raise PictureError(f"{name} is no picture, or a damaged one: give one as {', '.join(FORMATS)}") from None
         raise PictureError(f"{name} is damaged or cut short ({str(error)[:80]}): get it anew") from None
 
 

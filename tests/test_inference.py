@@ -226,7 +226,7 @@ def test_a_picture_from_a_server(server, saved, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("path, says", [("none.png", "the server answers 404"), ("never", "nothing came within 0.5 s"),
-                                        ("drops", "nothing came within 0.5 s"), ("", "no picture that can be read")])
+                                        ("drops", "nothing came within 0.5 s"), ("", "no picture, or a damaged one")])
 def test_a_server_that_does_not_give_a_picture(path, says, server, saved, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(models.pictures, "SECONDS", 0.5)
     began = time.perf_counter()
