@@ -2,41 +2,79 @@
 
     python inference.py --goal "입자들을 왼쪽으로 이동시켜"
     python inference.py --goal "push everything up" --model checkpoints/vlm_best.pt --seed 7 --output up.gif
+    python inference.py --goal "heat the red one" --image photo.jpg https://example.com/other.png
 
 The world starts at random (--seed fixes it), in a way that leaves the goal to be done. A sentence that the rule-based
 reader cannot place is acted on all the same; whether it was reached is then "not scored".
+
+With --image the agent decides once for each of these pictures instead, paths or addresses. It takes each for the world
+that it was trained in: an action is told in that world's coordinates, the place in the picture by its pixel, and in the
+GIF by a ring.
 """
 import argparse
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 SHIPPED, TRAINED = Path(__file__).parent / "checkpoints/vlm_tiny.pt", Path("checkpoints/vlm_best.pt")
 FONT = Path(__file__).parent / "data/fonts/FlexibleWorldSansKR-Regular.ttf"
+PAPER, EDGE, INK, RED = (250, 250, 250), (200, 200, 200), (20, 20, 20), (220, 20, 60)
+SHOWN = 512                     # longest side of a picture in a GIF, pixels
 
 
-def draw_frame(image, goal, line):
-    """One GIF frame: the world's picture uint8 [H,W,3], the sentence above it, what was done below."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-    height, width = image.shape[:2]
-    frame = Image.new("RGB", (width, height + 64), (250, 250, 250))
-    frame.paste(Image.fromarray(np.ascontiguousarray(image)), (0, 32))
-    draw = ImageDraw.Draw(frame)
-    for text, size, y in ((goal, 18, 5), (line, 14, height + 38)):
+# --- GIFs -------------------------------------------------------------------------------------------------------
+def wrap(text, size, width):
+    """A font in which the text fits on one line, `size` at most, and its lines: several where even 12 is too large."""
+    from PIL import ImageFont
+    font = ImageFont.truetype(FONT, size)
+    while font.getlength(text) > width and size > 12:
+        size -= 1
         font = ImageFont.truetype(FONT, size)
-        while draw.textlength(text, font) > width - 12 and size > 8:
-            size -= 1
-            font = ImageFont.truetype(FONT, size)
-        draw.text((6, y), text, (20, 20, 20), font)
+    lines = []
+    while font.getlength(text) > width:
+        end = next(i for i in range(1, len(text) + 1) if font.getlength(text[:i + 1]) > width)
+        end = max(text.rfind(" ", 0, end + 1), 0) or end
+        lines.append(text[:end])
+        text = text[end:].lstrip()
+    return font, [*lines, text]
+
+
+def draw_frame(image, goal, line, ring=None):
+    """One GIF frame: a picture uint8 [H,W,3], the sentence above it, what was done below; a `ring` around a pixel."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+    height, width = image.shape[:2]
+    wide, tall = max(width, SHOWN), max(height, 48)
+    texts = [(5, *wrap(goal, 18, wide - 12)), (6, *wrap(line, 14, wide - 12))]
+    above, below = (32 + (len(lines) - 1) * (font.size + 5) for _, font, lines in texts)
+    frame = Image.new("RGB", (wide, above + tall + below), PAPER)
+    left, top = (wide - width) // 2, above + (tall - height) // 2
+    draw = ImageDraw.Draw(frame)
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=EDGE)
+    frame.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top))
+    for start, (margin, font, lines) in zip((0, above + tall), texts, strict=True):
+        for i, text in enumerate(lines):
+            draw.text((6, start + margin + i * (font.size + 5)), text, INK, font)
+    if ring:
+        x, y = left + ring[0], top + ring[1]
+        for colour, extra in (((255, 255, 255), 2), (RED, 0)):
+            draw.circle((x, y), 14 + extra, outline=colour, width=4 + 2 * extra)
+            draw.circle((x, y), 2 + extra, fill=colour)
     return frame
 
 
-def save_gif(frames, path, milliseconds=140):
-    """Writes the frames (PIL images) as an endless GIF whose last frame stays a while."""
+def save_gif(scenes, path, milliseconds=140):
+    """Writes scenes, lists of frames (PIL images), as one endless GIF; the last frame of each scene stays a while."""
+    from PIL import Image
+    durations = [time for scene in scenes for time in [milliseconds] * (len(scene) - 1) + [1500]]
+    sizes = [frame.size for scene in scenes for frame in scene]
+    frames = []
+    for frame in (frame for scene in scenes for frame in scene):
+        frames.append(Image.new("RGB", (max(width for width, _ in sizes), max(height for _, height in sizes)), PAPER))
+        frames[-1].paste(frame)
     temporary = path.with_name(path.name + ".tmp")
-    durations = [milliseconds] * (len(frames) - 1) + [1500]
     try:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
         temporary.replace(path)
@@ -44,15 +82,147 @@ def save_gif(frames, path, milliseconds=140):
         temporary.unlink(missing_ok=True)
 
 
+# --- episodes ---------------------------------------------------------------------------------------------------
+@dataclass
+class Step:
+    """One step of an episode: the action in `words`, its `status`, what the model has `understood` (words of the goal
+    language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter), and of the
+    last step the episode's `outcome`."""
+    words: str
+    status: str
+    understood: list
+    frame: object
+    began: float
+    decided: float
+    outcome: str
+
+
+def make_world(settings, max_steps=None, sentences=None):
+    """The world that a config describes, shown in about the same size whatever its own."""
+    from simulator.goal_env import ParticleEnv
+    world = settings.get("world", {})
+    scale = max(1, SHOWN // max(world.get("width", 64), world.get("height", 64)))
+    return ParticleEnv(render_scale=scale, max_steps=max_steps or settings.get("env", {}).get("max_steps", 32),
+                       physics=dict(settings.get("physics", {})), sentences=sentences, **world)
+
+
+def play(env, policy, obs, deterministic=True):
+    """An episode of a ParticleEnv from its first observation on: yields each Step."""
+    from simulator.action_operator import Action
+    goal, outcome, k = obs["goal"], "", 0
+    while not outcome:
+        began = time.perf_counter()
+        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=deterministic)
+        action, decided = actions[0].cpu().numpy(), time.perf_counter()
+        obs, _, terminated, truncated, info = env.step(action)
+        words, k = Action.from_vector(action).describe(), k + 1
+        if terminated or truncated:
+            reached = f"{'reached' if info['success'] else 'not reached'} in {k} steps"
+            outcome = reached if info["goal"] else "not scored"
+        frame = draw_frame(env.render(), goal, f"{k}: {words}" + (f": {outcome}" if outcome else ""))
+        yield Step(words, info["action_status"], policy.understood(output)[0], frame, began, decided, outcome)
+
+
+def record(policy, config, asked):
+    """Episodes of a policy as scenes for `save_gif`, one for each (goal, seed) of `asked`, in the world of a config."""
+    from simulator.goal_env import training_sentences
+    env, scenes = make_world(config, sentences=training_sentences(config)), []
+    for goal, seed in asked:
+        obs, _ = env.reset(seed=seed, options={"goal": str(goal)})
+        scenes.append([draw_frame(env.render(), obs["goal"], "start")])
+        scenes[-1] += [step.frame for step in play(env, policy, obs)]
+    return scenes
+
+
+# --- people's own pictures --------------------------------------------------------------------------------------
+def decide(policy, seen, goal, deterministic=True):
+    """What the agent does about one picture: the action in words, what the model understands, and the place that it
+    acts on, (x, y) as shares of the picture, or None."""
+    import numpy as np
+
+    from simulator.action_operator import Action
+    actions, _, output = policy.sample_action([seen], [goal], deterministic=deterministic)
+    action, spec = actions[0].cpu().numpy(), policy.spec
+    low, high = np.array([spec.low, spec.high])[:, list(spec.point)]
+    acts_on_a_place = spec.uses[round(float(action[0]))][spec.point[0]]
+    place = (action[list(spec.point)] - low) / (high - low) if acts_on_a_place else None
+    return Action.from_vector(action).describe(), policy.understood(output)[0], place
+
+
+def pixel(place, width, height):
+    """The pixel (x, y) at a place of a picture."""
+    return min(int(place[0] * width), width - 1), min(int(place[1] * height), height - 1)
+
+
+def enlarged(picture):
+    """A picture (PIL) as it is shown, longest side SHOWN: uint8 [H,W,3]. Of a small one the pixels stay visible."""
+    import numpy as np
+    from PIL import Image, ImageOps
+    small = max(picture.size) <= SHOWN // 4
+    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return np.asarray(ImageOps.contain(picture, (SHOWN, SHOWN), how))
+
+
+# --- the program ------------------------------------------------------------------------------------------------
 def fail(message):
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
 
+def add_model_arguments(parser):
+    """--model and --base, of every program that acts."""
+    parser.add_argument("--model", metavar="FILE|FOLDER|NAME", help="checkpoint, agent's folder, or its name on the "
+                        f"hub (default: {TRAINED}, else the shipped vlm_tiny.pt)")
+    parser.add_argument("--base", metavar="FOLDER|NAME",
+                        help="where the base model is, if not where it was in training")
+
+
+def show_episode(args, policy, goal, started):
+    """Prints an episode in a world -> its scenes for the GIF, and what came of it."""
+    from simulator.reader import explain
+    env = make_world(policy.meta.get("config", {}), args.steps)
+    obs, info = env.reset(seed=args.seed, options={"goal": goal})
+    goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
+    reason = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
+    scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {reason[explain(goal)[1]]}"
+    print(f"model {args.model}, goal \"{goal}\", {scored}")
+    frames, deciding = [draw_frame(env.render(), goal, "start")], 0.0
+    for k, step in enumerate(play(env, policy, obs, args.deterministic), 1):
+        if k == 1:
+            print(f"the model understands: {', '.join(step.understood) or 'nothing'}; "
+                  f"first action after {step.decided - started:.1f} s")
+        else:                    # the first one also warms up
+            deciding += step.decided - step.began
+        print(f"{k:3d}  {step.words}" + ("" if step.status == "OK" else f"  [{step.status.lower()}]"))
+        frames.append(step.frame)
+    return [frames], step.outcome + (f", {(k - 1) / deciding:.0f} decisions per second" if deciding else "")
+
+
+def show_pictures(args, policy, goal, started, pictures):
+    """Prints a decision for each of `pictures`, pairs of a name and a picture -> as `show_episode`."""
+    from models.pictures import as_seen
+    seen = [as_seen(picture, name, policy.backbone) for name, picture in pictures]
+    count = f"{len(pictures)} picture{'s' * (len(pictures) > 1)}"
+    print(f"model {args.model}, goal \"{goal}\", {count}")
+    scenes, before = [], None
+    for i, (name, picture) in enumerate(pictures):
+        words, understood, place = decide(policy, seen[i], goal, args.deterministic)
+        if understood != before:
+            print(f"the model understands: {', '.join(understood) or 'nothing'}"
+                  + (f"; first action after {time.perf_counter() - started:.1f} s" if i == 0 else ""))
+        before, shown = understood, enlarged(picture)
+        where = "" if place is None else f": pixel {pixel(place, *picture.size)}"
+        print(f"{i + 1:3d}  {name}, {picture.width}x{picture.height}: {words}{where}")
+        ring = None if place is None else pixel(place, *shown.shape[1::-1])
+        scenes.append([draw_frame(shown, goal, f"{i + 1} of {len(pictures)}: {words}", ring)])
+    return scenes, count
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--goal", required=True, help="what to do, in Korean or English")
-    parser.add_argument("--model", type=Path, help=f"checkpoint (default: {TRAINED}, else the shipped vlm_tiny.pt)")
+    parser.add_argument("--image", nargs="*", metavar="PATH|URL", help="decide about these pictures, not in a world")
+    add_model_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the world's start (default 0)")
     parser.add_argument("--steps", type=int, help="time limit, steps for each goal (default: that of training)")
     parser.add_argument("--output", type=Path, default=Path("rollout.gif"), help="GIF to write (default rollout.gif)")
@@ -68,6 +238,8 @@ def main(argv=None):
         return fail("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
     if not 0 <= args.seed < 2**32 or (args.steps is not None and args.steps < 1):
         return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
+    if args.image == []:
+        return fail("--image names no picture: give paths or addresses, as in --image photo.jpg")
     folder = args.output.parent
     usable = folder.is_dir() and os.access(folder, os.W_OK) and (args.output.is_file() or not args.output.exists())
     if not usable:
@@ -79,54 +251,27 @@ def main(argv=None):
     import torch
 
     from models.checkpoint import CheckpointError
+    from models.pictures import PictureError, name_of, read_picture
     from models.vlm_policy import VLMPolicy
-    from simulator.action_operator import Action
-    from simulator.goal_env import ParticleEnv
     from simulator.goals import GoalError
-    from simulator.reader import explain
 
-    model = args.model or (TRAINED if TRAINED.is_file() else SHIPPED)
-    try:
-        policy = VLMPolicy.from_checkpoint(model)
-    except CheckpointError as error:
-        return fail(error)
-    settings = policy.meta.get("config", {})
-    env = ParticleEnv(max_steps=args.steps or settings.get("env", {}).get("max_steps", 32),
-                      physics=settings.get("physics"), **settings.get("world", {}))
-    torch.manual_seed(args.seed)
+    args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     goal = " ".join(args.goal.split())
     try:
-        obs, info = env.reset(seed=args.seed, options={"goal": goal})
-    except GoalError as error:
+        pictures = [(name_of(source), read_picture(source)) for source in args.image or ()]
+        policy = VLMPolicy.from_pretrained(args.model, base=args.base)
+        torch.manual_seed(args.seed)
+        if pictures:
+            scenes, outcome = show_pictures(args, policy, goal, started, pictures)
+        else:
+            scenes, outcome = show_episode(args, policy, goal, started)
+    except (CheckpointError, GoalError, PictureError) as error:
         return fail(error)
-    goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
-    reason = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
-    scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {reason[explain(goal)[1]]}"
-    print(f"model {model}, goal \"{goal}\", {scored}")
-    frames = [draw_frame(env.render(), goal, "start")]
-    deciding, done, k = 0.0, False, 0
-    while not done:
-        began = time.perf_counter()
-        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=args.deterministic)
-        deciding += time.perf_counter() - began
-        action = actions[0].numpy()
-        if k == 0:
-            print(f"the model understands: {', '.join(policy.understood(output)[0]) or 'nothing'}; "
-                  f"first action after {time.perf_counter() - started:.1f} s")
-            deciding = 0.0           # the first one also warms up
-        obs, _, terminated, truncated, info = env.step(action)
-        done, k = terminated or truncated, k + 1
-        words = Action.from_vector(action).describe()
-        print(f"{k:3d}  {words}" + ("" if info["action_status"] == "OK" else f"  [{info['action_status'].lower()}]"))
-        frames.append(draw_frame(env.render(), goal, f"{k}: {words}"))
-    outcome = f"{'reached' if info['success'] else 'not reached'} in {k} steps" if info["goal"] else "not scored"
-    frames[-1] = draw_frame(env.render(), goal, f"{k}: {words}: {outcome}")
     try:
-        save_gif(frames, args.output)
+        save_gif(scenes, args.output)
     except OSError as error:
         return fail(f"cannot write {args.output} ({error.strerror or error})")
-    rate = f", {(k - 1) / deciding:.0f} decisions per second" if deciding else ""
-    print(f"{outcome}{rate}; {args.output} written")
+    print(f"{outcome}; {args.output} written")
     return 0
 
 

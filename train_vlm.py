@@ -32,7 +32,6 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 if __name__ == "__main__":      # sleeping threads: spinning ones collapse where anything else uses the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,17 +40,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from torch import nn
 from tqdm import tqdm
 
 import config as configuration
 from dataset import demonstrations, minibatches, select
+from inference import record, save_gif
 from models import checkpoint
 from models.backbone import Backbone, random_files
 from models.heads import ActionSpec
-from models.losses import bc_loss, compute_gae, explained_variance, normalize, ppo_loss, reading_loss
+from models.learner import Learner, NotFinite
+from models.losses import compute_gae, explained_variance, normalize
 from models.tracker import Log, TrackerError, alarms
-from models.vlm_policy import VLMPolicy, shard_like, whole
+from models.vlm_policy import VLMPolicy
 from simulator.evaluation import evaluate_policy, policy_actor, run_episodes, show
 from simulator.goal_env import make_env, training_sentences
 from simulator.goals import GoalError
@@ -66,10 +66,6 @@ STATE, BEST, FINAL, FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm
 
 class UserError(Exception):
     """Something the person who started the run can mend; its message is one line."""
-
-
-class NotFinite(Exception):
-    """The loss or a gradient is NaN or infinite."""
 
 
 # --- building ---------------------------------------------------------------------------------------------------
@@ -123,126 +119,10 @@ def scheduled(peak, schedule, done):
 
 
 # --- updates ----------------------------------------------------------------------------------------------------
-class Updates(nn.Module):
-    """Everything that is done with the policy in training, as forward passes: what accelerate wraps."""
-
-    def __init__(self, policy, config):
-        super().__init__()
-        self.policy, self.rl = policy, config.rl
-
-    def forward(self, task, *arguments):
-        return getattr(self, task)(*arguments)
-
-    def act(self, obs, deterministic=False):
-        return self.policy.act(obs, deterministic)
-
-    def read(self, goals, words):
-        loss = reading_loss(self.policy.read(goals), words.to(self.policy.device))
-        return loss, {"train/reading_loss": loss.detach()}
-
-    def clone(self, obs, expert):
-        expert, output = expert.to(self.policy.device), self.policy(obs["image"], obs["goal"])
-        words, due, places = (torch.from_numpy(obs[name]).to(expert.device) for name in ("words", "due", "places"))
-        pi = output.distribution
-        # the width of the exploration is PPO's to learn: likelihood would shrink it until every ratio explodes
-        pi.std = pi.std.detach()
-        looked = pi.log_attended(expert) + pi.log_glanced(places) + pi.log_due(due)
-        return bc_loss(pi.log_prob(expert), looked, output.said, words)
-
-    def value(self, obs, returns):
-        """The critic alone."""
-        loss = (self.policy(obs["image"], obs["goal"]).value - returns.to(self.policy.device)).square().mean()
-        return loss, {"train/value_loss": loss.detach()}
-
-    def ppo(self, obs, actions, old_log_probs, advantages, returns):
-        log_probs, entropy, values = self.policy.evaluate_actions(obs, actions)
-        old_log_probs, advantages, returns = (t.to(values.device) for t in (old_log_probs, advantages, returns))
-        return ppo_loss(log_probs, old_log_probs, advantages, values, returns, entropy, clip_ratio=self.rl.clip_ratio,
-                        value_coef=self.rl.value_coef, entropy_coef=self.rl.entropy_coef)
-
-
-class Learner:
-    """Model and optimiser under accelerate: one optimiser step at a time."""
-
-    def __init__(self, accelerator, policy, config):
-        groups = [{"params": group, "name": name} for name, group in policy.parameter_groups().items() if group]
-        optimizer = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
-        self.accelerator, self.policy, self.config = accelerator, policy, config
-        self.model, self.optimizer = accelerator.prepare(Updates(policy, config), optimizer)
-        self.actor = SimpleNamespace(act=lambda obs, deterministic=False: self.model("act", obs, deterministic))
-
-    def passes(self, task, arguments, count, generator, number=1, target_kl=math.inf):
-        """`number` passes over this process's `count` samples, in its parts of the minibatches; `arguments(index)` are
-        those of the task -> a dict of metrics for each update. They end early where the KL estimate passes
-        `target_kl`."""
-        rows, size = [], self.config.train.batch_size // self.accelerator.num_processes
-        for _ in range(number):
-            for batch in minibatches(count, size, generator):
-                row = self.step(task, arguments, batch, target_kl)
-                if row is None:
-                    return rows
-                rows.append(row)
-        return rows
-
-    def step(self, task, arguments, batch, target_kl):
-        """One update -> its metrics, or None where it was not made because it would go too far."""
-        rows, parts = [], batch.tensor_split(min(self.config.train.accumulate, len(batch)))
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics = self.model(task, *arguments(part))
-                share = len(part) / len(batch)
-                self.accelerator.backward(loss * share)
-            rows.append({name: value * share for name, value in metrics.items()})
-        row = {name: sum(part[name] for part in rows) for name in rows[0]}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if target_kl < math.inf and float(self.mean(row["train/approx_kl"])) > target_kl:
-            self.optimizer.zero_grad()
-            return None
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.train.max_grad_norm)
-        norm = whole(torch.as_tensor(0.0 if norm is None else norm))        # DeepSpeed tells it later
-        if not torch.isfinite(norm) and self.accelerator.scaler is None:
-            where = [name for name, p in self.policy.named_parameters()
-                     if p.grad is not None and not torch.isfinite(p.grad).all()]
-            raise NotFinite(f"loss {loss.item():.3g}, gradient norm {float(norm):.3g}, not finite in {len(where)} "
-                            f"weights, as {where[:1]}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return row | {"train/grad_norm": norm}
-
-    def mean(self, value):
-        """Over the processes."""
-        value = torch.as_tensor(value, dtype=torch.float32, device=self.accelerator.device)
-        return self.accelerator.reduce(value, "mean")
-
-    def means(self, rows):
-        """Rows of metrics -> their means, over all updates and processes."""
-        if not rows:
-            return {}
-        names = list(rows[0])
-        table = torch.stack([torch.stack([torch.as_tensor(row[name]).float().cpu() for name in names]) for row in rows])
-        return dict(zip(names, self.mean(table.mean(0)).tolist(), strict=True))
-
-    def learning_rates(self, rates):
-        """{"backbone", "action", "value"}: the learning rates from now on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
-
-    def forget(self):
-        """The optimiser as new."""
-        self.optimizer.optimizer.state.clear()
-
-    def state(self):
-        """The optimiser's, whole and on the CPU. Every process has to ask."""
-        state = self.optimizer.state_dict()
-        return state | {"state": {key: {name: whole(value) for name, value in one.items()}
-                                  for key, one in state["state"].items()}}
-
-    def restore(self, state):
-        flat = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(state | {"state": {
-            key: {name: shard_like(value, flat[key]) if getattr(value, "shape", ()) == flat[key].shape else value
-                  for name, value in one.items()} for key, one in state["state"].items()}})
+def batches(learner, count, generator, passes=1):
+    """This process's parts of the minibatches, index tensors into its `count` samples, for some passes over them."""
+    size = learner.config.train.batch_size // learner.accelerator.num_processes
+    return (batch for _ in range(passes) for batch in minibatches(count, size, generator))
 
 
 def update_ppo(learner, rollout, config, generator, critic_only=False):
@@ -261,7 +141,7 @@ def update_ppo(learner, rollout, config, generator, critic_only=False):
         task, passes, target = "ppo", config.rl.ppo_epochs, 1.5 * config.rl.target_kl
         arguments = lambda index: (select(obs, index), actions[index], log_probs[index], advantages[index],
                                    returns[index])
-    rows = learner.passes(task, arguments, len(actions), generator, passes, target)                         # update
+    rows = learner.updates(task, arguments, batches(learner, len(actions), generator, passes), target)      # update
     values, returns = (gather(on(tensor)) for tensor in (rollout.values.flatten(), returns))
     return learner.means(rows) | {"train/updates": len(rows), "train/explained_variance":
                                   float(explained_variance(values, returns))}
@@ -426,7 +306,7 @@ class Run:
         goals, words = self.env.things_to_say(np.random.default_rng(self.key("reading")), count)
         words = torch.from_numpy(words)
         arguments = lambda index: ([goals[i] for i in index], words[index])
-        return self.learner.means(self.learner.passes("read", arguments, count, generator))
+        return self.learner.means(self.learner.updates("read", arguments, batches(self.learner, count, generator)))
 
     def clone(self, generator):
         """A chunk of the expert's demonstrations."""
@@ -434,8 +314,8 @@ class Run:
         obs, actions = demonstrations(self.env, self.config.vlm.rollout_steps, self.key("bc"),
                                       self.config.vlm.bc_perturb, self.config.vlm.bc_relabel)
         self.at["samples"] += self.samples
-        arguments = lambda index: (select(obs, index), actions[index])
-        return self.learner.means(self.learner.passes("clone", arguments, len(actions), generator))
+        arguments, parts = lambda index: (select(obs, index), actions[index]), batches(self.learner, len(actions), generator)
+        return self.learner.means(self.learner.updates("clone", arguments, parts))
 
     def practise(self, generator):
         """A PPO iteration."""
@@ -507,17 +387,23 @@ class Run:
                         {"optimizer": optimizer, "worlds": join_states(worlds), "tally": np.concatenate(tally, 1)})
 
     def report(self):
-        """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, a folder for the
-        hub."""
-        config = self.config
+        """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, some of the episodes as
+        a GIF, a folder for the hub. Every process takes part."""
+        config, path = self.config, self.folder / "episodes.gif"
         meta, weights, _ = checkpoint.load(self.folder / BEST)
         self.policy.load_weights(weights)
-        figures = evaluate_policy(make_env(config, num_envs=min(128, config.eval.episodes)), self.learner.actor,
-                                  config.eval.episodes, config.eval.seed)
+        env = make_env(config, num_envs=min(128, config.eval.episodes))
+        figures = evaluate_policy(env, self.learner.actor, config.eval.episodes, config.eval.seed)
+        goals = env.balanced_goals(config.eval.episodes)
+        firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
+        shown = firsts[::math.ceil(len(firsts) / 4)]
+        scenes = record(self.learner.actor, config, [(goals[i], config.eval.seed + i) for i in shown])
         if self.is_main:
             print(show(figures))
             with checkpoint.replacing(self.folder / "eval.json") as temporary:
                 temporary.write_text(json.dumps(figures, indent=1) + "\n")
+            save_gif(scenes, path)
+            self.log.video("eval/episodes", path)
             self.policy.save_pretrained(self.folder / FOLDER, meta, f"```\n{show(figures)}\n```", weights)
         return figures
 

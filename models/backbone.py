@@ -274,14 +274,19 @@ class Backbone(nn.Module):
         return self._layouts[key]
 
     # --- the picture ------------------------------------------------------------------------------------------
+    def sizes(self):
+        """What sizes a picture is brought to: sides are multiples of a number, its area lies between two others."""
+        vision, settings = self.vlm.config.vision_config, self.preprocessor
+        size = settings.get("size") or {}
+        low = self.min_pixels or settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        high = max(low, settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
+        return vision.patch_size * vision.spatial_merge_size, low, high
+
     def pixels(self, images):
         """uint8 [B,H,W,3] -> normalised patches [B,P,3*p*p] in Qwen2-VL's merge order, and the grid (h, w)."""
         vision, settings = self.vlm.config.vision_config, self.preprocessor
         p, m = vision.patch_size, vision.spatial_merge_size
-        size = settings.get("size") or {}
-        low = self.min_pixels or settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-        high = max(low, settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280)
-        height, width = smart_size(*images.shape[1:3], p * m, low, high)
+        height, width = smart_size(*images.shape[1:3], *self.sizes())
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
             x = F.interpolate(x.float(), (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)

@@ -175,7 +175,7 @@ class VLMPolicy(nn.Module):
     @classmethod
     def from_pretrained(cls, name, device="cpu", base=None):
         """`from_checkpoint` of a local file or folder, or of a repository on the hub that `push_to_hub` made."""
-        if not Path(name).exists():
+        if not Path(name).exists() and Path(name).suffix != ".pt":
             from huggingface_hub import snapshot_download
             try:
                 name = snapshot_download(name, **reach(name))

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inference import SHIPPED, TRAINED  # noqa: E402
+from inference import SHIPPED, TRAINED, add_model_arguments  # noqa: E402
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help=f"checkpoint (default: {TRAINED}, else the shipped vlm_tiny.pt)")
+    add_model_arguments(parser)
     parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
     parser.add_argument("--episodes", type=int, help="of each split (default 512, chain 1000)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
@@ -47,9 +47,9 @@ def main(argv=None):
     for name in args.split:
         if name not in groups and name != "all":
             return fail(f"unknown split {name!r}: choose from {', '.join(groups)}, all")
-    args.model = args.model or (TRAINED if TRAINED.is_file() else SHIPPED)
+    args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
-        policy = VLMPolicy.from_checkpoint(args.model)
+        policy = VLMPolicy.from_pretrained(args.model, base=args.base)
         if "config" not in policy.meta:
             return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
         settings = config.from_dict(policy.meta["config"])
@@ -71,9 +71,10 @@ def main(argv=None):
     except (CheckpointError, config.ConfigError, GoalError, SentencesError) as error:
         return fail(error)
     if args.json:
-        own = args.json.absolute() == args.model.absolute().with_suffix(".json")
+        model = Path(args.model).absolute()
+        own = args.json.absolute() == (model / "policy.json" if model.is_dir() else model.with_suffix(".json"))
         about = {key: value for key, value in policy.meta.items() if key != "architecture"}
-        figures = about | {"results": figures} if own else {"model": str(args.model), "seed": args.seed} | figures
+        figures = about | {"results": figures} if own else {"model": args.model, "seed": args.seed} | figures
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 

@@ -15,6 +15,7 @@ import yaml
 import config as configuration
 import train_vlm
 from models import checkpoint
+from models.learner import Learner
 from simulator.goal_env import make_env
 from simulator.rollout import Rollout, collect, join
 
@@ -35,7 +36,7 @@ def learner_of(words):
     config = configuration.load(words)
     accelerator = train_vlm.make_accelerator(config)
     env = make_env(config, config.env.num_envs // accelerator.num_processes)
-    return config, env, train_vlm.Learner(accelerator, train_vlm.build_policy(config, env), config)
+    return config, env, Learner(accelerator, train_vlm.build_policy(config, env), config)
 
 
 def two_updates(learner, rollout, config):

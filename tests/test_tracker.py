@@ -78,6 +78,12 @@ def test_wandb_offline_holds_what_metrics_jsonl_holds(recorded):
         assert {key: row[key] for key in wanted} == wanted
 
 
+def test_wandb_offline_holds_a_video_of_evaluation_episodes(recorded):
+    folder, _ = recorded
+    [video] = folder.glob("wandb/offline-run-*/files/media/videos/eval/episodes*.gif")
+    assert video.read_bytes() == (folder / "episodes.gif").read_bytes()
+
+
 def test_wandb_offline_holds_config_and_system_figures(recorded):
     _, kept = recorded
     kinds = {record.WhichOneof("record_type") for record in kept}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import train_vlm
-from models import checkpoint
+from models import checkpoint, learner
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["vlm_tiny", "debug", "vlm.ppo_epochs=3", "eval.episodes=4", "train.threads=1"]
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 def test_leaves_what_it_promises(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"vlm_best.pt", "vlm_best.json", "vlm_final.pt", "vlm_state.pt", "metrics.jsonl", "curves.png",
-            "eval.json"} <= names
+            "eval.json", "episodes.gif"} <= names
     figures = json.loads((trained / "eval.json").read_text())
     for policy in (figures["policy"]["sampled"], figures["baselines"]["expert"]):
         assert {"k", "n", "rate", "low", "high", "per_goal"} <= policy.keys()
@@ -153,13 +153,13 @@ def test_two_runs_in_one_folder_at_once(capsys, tmp_path):
 
 
 def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
-    honest = train_vlm.ppo_loss
+    honest = learner.ppo_loss
 
     def poisoned(*arguments, **settings):
         loss, row = honest(*arguments, **settings)
         return loss * float("nan"), row
 
-    monkeypatch.setattr(train_vlm, "ppo_loss", poisoned)
+    monkeypatch.setattr(learner, "ppo_loss", poisoned)
     bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0", says="ppo unit 0.*train.lr")
     assert checkpoint.load(tmp_path / "vlm_state.pt")[0]["at"]["stage"] == "ppo"
 
@@ -167,13 +167,13 @@ def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
 def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
     """What the config says of PPO arrives at ppo_loss."""
     seen = []
-    honest = train_vlm.ppo_loss
+    honest = learner.ppo_loss
 
     def spy(*arguments, **settings):
         seen.append(settings)
         return honest(*arguments, **settings)
 
-    monkeypatch.setattr(train_vlm, "ppo_loss", spy)
+    monkeypatch.setattr(learner, "ppo_loss", spy)
     assert run(tmp_path, "rl.entropy_coef=0.5", "rl.clip_ratio=0.3", "rl.value_coef=0.25", "vlm.bc_epochs=0",
                "vlm.ppo_epochs=1", "rl.critic_warmup=0") == 0
     assert seen[0] == {"clip_ratio": 0.3, "value_coef": 0.25, "entropy_coef": 0.5}
@@ -181,10 +181,10 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
 
 def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
     from models.heads import HybridDistribution
-    seen, honest = [], train_vlm.bc_loss
+    seen, honest = [], learner.bc_loss
     for name, value in (("log_attended", 1.0), ("log_glanced", 10.0), ("log_due", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
-    monkeypatch.setattr(train_vlm, "bc_loss", lambda log_probs, looked, *words: seen.append(looked) or honest(
+    monkeypatch.setattr(learner, "bc_loss", lambda log_probs, looked, *words: seen.append(looked) or honest(
         log_probs, looked, *words))
     assert run(tmp_path, "vlm.ppo_epochs=0") == 0
     assert seen and all((looked == 111).all() for looked in seen)
@@ -231,7 +231,7 @@ def test_out_of_memory_names_what_to_lower(capsys, tmp_path, monkeypatch, error)
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(train_vlm, "ppo_loss", full)
+    monkeypatch.setattr(learner, "ppo_loss", full)
     bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0",
         says="lower train.batch_size.*train.accumulate.*env.num_envs.*gradient_checkpointing=True")
 
