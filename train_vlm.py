@@ -86,8 +86,8 @@ def build_policy(config, env, device="cpu"):
         else:
             backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({str(error).splitlines()[0]}): give a hub name "
-                        "that can be reached or a local model folder, or start with the preset vlm_tiny") from None
+        raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({checkpoint.first_line(error)}): give a hub "
+                        "name that can be reached or a local model folder, or start with the preset vlm_tiny") from None
     if vlm.gradient_checkpointing:
         backbone.checkpoint_activations()
     with torch.device(device):
