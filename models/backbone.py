@@ -2,7 +2,7 @@
 
 The forward pass computes what the heads read and nothing else: no vocabulary logits, the vision tower once for
 the whole batch (all pictures of a batch have one size), prompt tokens and position ids once per layout. The
-weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_policy.py).
+weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_qwen2_vl.py).
 
 Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size,
 E width of the vision tower.
