@@ -83,8 +83,8 @@ def build_policy(config, env, device="cpu"):
         else:
             backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({str(error).splitlines()[0]}): give a hub name "
-                        "that can be reached or a local model folder, or start with the preset vlm_tiny") from None
+        raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({checkpoint.first_line(error)}): give a hub "
+                        "name that can be reached or a local model folder, or start with the preset vlm_tiny") from None
     if vlm.gradient_checkpointing:
         backbone.checkpoint_activations()
     with torch.device(device):
@@ -314,7 +314,8 @@ class Run:
         obs, actions = demonstrations(self.env, self.config.vlm.rollout_steps, self.key("bc"),
                                       self.config.vlm.bc_perturb, self.config.vlm.bc_relabel)
         self.at["samples"] += self.samples
-        arguments, parts = lambda index: (select(obs, index), actions[index]), batches(self.learner, len(actions), generator)
+        arguments = lambda index: (select(obs, index), actions[index])
+        parts = batches(self.learner, len(actions), generator)
         return self.learner.means(self.learner.updates("clone", arguments, parts))
 
     def practise(self, generator):

@@ -2,7 +2,7 @@
 
 The forward pass computes what the heads read and nothing else: no vocabulary logits, the vision tower once for
 the whole batch (all pictures of a batch have one size), prompt tokens and position ids once per layout. The
-weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_policy.py).
+weights and the numbers are those of transformers' own Qwen2VLModel (checked in tests/test_qwen2_vl.py).
 
 Legend: B samples, H W image, P patches of a picture, S = P / merge^2 image tokens, L tokens, D hidden size,
 E width of the vision tower.
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from models.checkpoint import first_line
 
 VISION, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", VISION, VISION_END, IMAGE, "<|video_pad|>"]
@@ -105,18 +107,31 @@ def random_files(name, sentences):
         return Backbone.small_files(folder)
 
 
-def reach(name):
+def is_cached(name, agent=False):
+    """Whether the hub's client has the whole of a model, or of an `agent`: a download may have been cut short."""
+    from huggingface_hub import try_to_load_from_cache
+    place = lambda file: try_to_load_from_cache(name, file)
+    has = lambda file: isinstance(place(file), str)
+    if agent:
+        return has("policy.pt") and (has("adapter_model.safetensors") or not has("adapter_config.json"))
+    index = "model.safetensors.index.json"
+    parts = json.loads(Path(place(index)).read_text())["weight_map"].values() if has(index) else ["model.safetensors"]
+    return has("config.json") and all(map(has, parts))
+
+
+def reach(name, agent=False):
     """How `from_pretrained` gets at a hub name or folder, keyword arguments; OSError at once where it cannot, and not
     after the minute of retries that the hub's client makes without a network."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     if Path(name).is_dir():
-        missing = [file for file in ("config.json", "preprocessor_config.json") if not Path(name, file).is_file()]
-        if missing:
-            raise OSError(f"the folder has no {missing[0]}")
+        has = {path.name for path in Path(name).iterdir()}
+        missing = sorted({"config.json", "preprocessor_config.json"} - has)
+        if missing or not has & {"tokenizer.json", "vocab.json"}:
+            raise OSError(f"the folder has no {[*missing, 'tokenizer.json'][0]}")
         return {}
     try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        if is_cached(name, agent):
             return {"local_files_only": True}
         HfApi().model_info(name, timeout=10)
         return {}
@@ -125,11 +140,13 @@ def reach(name):
     except RepositoryNotFoundError:
         raise OSError("the hub knows no such model, or wants a token for it: `hf auth login`") from None
     except Exception as error:      # whatever the hub's client makes of a missing network
-        raise OSError(f"not in the cache, and the hub cannot be reached: {str(error).splitlines()[0][:80]}") from None
+        raise OSError(f"not in the cache, and the hub cannot be reached: {first_line(error)[:80]}") from None
 
 
 def smart_size(height, width, factor, min_pixels, max_pixels):
     """The size Qwen2-VL sees: multiples of `factor`, area within bounds, aspect ratio kept (Qwen2-VL, sec. 2.1)."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"images must be no more than 200 times as long as wide, not {height} x {width}")
     h, w = round(height / factor) * factor, round(width / factor) * factor
     if h * w > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
@@ -181,15 +198,27 @@ class Backbone(nn.Module):
     @classmethod
     def from_pretrained(cls, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", load_in_4bit=False):
         """From a hub name or a local folder, weights included. OSError where neither has it, at once."""
-        from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2VLModel
+        from safetensors import SafetensorError
+        from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2VLConfig, Qwen2VLModel
         from transformers.image_processing_base import ImageProcessingMixin
         where = reach(name)
+        kind = Qwen2VLConfig.get_config_dict(name, **where)[0].get("model_type")
+        if kind != "qwen2_vl":      # transformers would fill what another kind lacks with random numbers
+            raise OSError(f"its config.json says it is a {kind}, not a qwen2_vl")
         options = {"quantization_config": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=["visual"])} if load_in_4bit else {}
         preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
-        model = Qwen2VLModel.from_pretrained(name, dtype=dtype, attn_implementation=attention, **options, **where)
+        try:
+            model, loaded = Qwen2VLModel.from_pretrained(
+                name, dtype=dtype, attn_implementation=attention, ignore_mismatched_sizes=True,
+                output_loading_info=True, **options, **where)
+        except SafetensorError as error:
+            raise OSError(f"its weights are damaged or cut short: {first_line(error)[:80]}") from None
+        wrong = [*sorted(loaded["missing_keys"]), *sorted(key for key, *_ in loaded["mismatched_keys"])]
+        if wrong:
+            raise OSError(f"{len(wrong)} of its weights are missing or do not fit its config.json, as {wrong[0]}")
         return cls(model, tokenizer, preprocessor, str(name), lora, min_pixels)
 
     @classmethod
@@ -289,7 +318,10 @@ class Backbone(nn.Module):
         height, width = smart_size(*images.shape[1:3], *self.sizes())
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
-            x = F.interpolate(x.float(), (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
+            from torchvision.transforms.v2 import functional as tv
+            # as the official processor does; before it gets to a GPU, where torchvision's numbers are others
+            x = tv.resize(x, [height, width], tv.InterpolationMode.BICUBIC, antialias=True)
+        x = x.to(self.device)
         mean, std = (torch.tensor(settings[key], device=x.device).view(3, 1, 1) for key in ("image_mean", "image_std"))
         x = (x.float() / 255 - mean) / std
         h, w = height // p, width // p
@@ -336,10 +368,10 @@ class Backbone(nn.Module):
     def look(self, images):
         """uint8 [B,H,W,3] -> image tokens [B,S,D], the patches' features [B,P,E], and the grid (h, w)."""
         if self._kept is None:
-            patches, grid = self.pixels(images.to(self.device))
+            patches, grid = self.pixels(images)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.lora):
                 return *self.vision(patches, grid), grid
-        keys = [image.tobytes() for image in images.cpu().numpy()]
+        keys = [(image.shape, image.tobytes()) for image in images.cpu().numpy()]
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         if new:
             kept, self._kept = self._kept, None

@@ -21,6 +21,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line for the person who named it."""
 
 
+def first_line(error):
+    """What an exception says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A temporary name to write to; what is there at the end takes the place of `path`, and nothing is left behind."""
@@ -88,8 +93,7 @@ def read_tensors(path):
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-        raise CheckpointError(f"{path} is damaged or cut short ({reason})") from None
+        raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)[:80]})") from None
 
 
 def _checksum(tensors):

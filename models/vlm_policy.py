@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.backbone import Backbone, reach
-from models.checkpoint import CheckpointError, load, read_tensors, save
+from models.checkpoint import CheckpointError, first_line, load, read_tensors, save
 from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
 
 
@@ -102,7 +102,9 @@ class VLMPolicy(nn.Module):
 
     def read(self, goals):
         """Logits [B,V] of which `words` B sentences say, read without a picture."""
-        return self.reading_head(*self.backbone.read(list(goals)))
+        text, ends = self.backbone.read(list(goals))
+        with torch.autocast(text.device.type, enabled=False):       # as in `decide`
+            return self.reading_head(text, ends)
 
     def understood(self, output):
         """What the policy takes B sentences to say, from their PolicyOutput: B lists of `words`."""
@@ -164,10 +166,10 @@ class VLMPolicy(nn.Module):
             policy = cls.from_architecture(meta["architecture"], base)
         except CheckpointError as error:
             raise CheckpointError(f"{path} was {error}") from None
-        except OSError as error:
-            name = base or meta["architecture"]["base"]
+        except (OSError, ValueError, ImportError) as error:
+            name = str(base or meta["architecture"]["base"])
             raise CheckpointError(f"{path} needs its base model {name!r}, which cannot be loaded "
-                                  f"({str(error).splitlines()[0]}); give the folder it is in as `base`") from None
+                                  f"({first_line(error)}); give the folder it is in as `base`") from None
         policy.load_weights(weights, path)
         policy.meta = meta
         return policy.to(device).eval()
@@ -178,9 +180,10 @@ class VLMPolicy(nn.Module):
         if not Path(name).exists() and Path(name).suffix != ".pt":
             from huggingface_hub import snapshot_download
             try:
-                name = snapshot_download(name, **reach(name))
+                name = snapshot_download(name, **reach(name, agent=True))
             except OSError as error:
-                raise CheckpointError(f"no agent at {name!r} ({error}): give a local path or a hub name") from None
+                raise CheckpointError(f"no agent at {name!r} ({first_line(error)}): "
+                                      "give a local path or a hub name") from None
         return cls.from_checkpoint(name, device, base)
 
     def save_pretrained(self, folder, meta=None, results="", weights=None):
@@ -193,7 +196,7 @@ class VLMPolicy(nn.Module):
             shutil.rmtree(left, ignore_errors=True)
         weights = dict(weights or self.trainable_state())
         if self.backbone.lora:
-            self.backbone.model.save_pretrained(fresh, state_dict={
+            self.backbone.model.save_pretrained(fresh, save_embedding_layers=False, state_dict={
                 name.removeprefix("backbone.model."): weights.pop(name) for name in list(weights) if ".lora_" in name})
         save(fresh / "policy.pt", meta, weights)
         (fresh / "README.md").write_text(_model_card(meta, results, bool(self.backbone.lora)), encoding="utf-8")
