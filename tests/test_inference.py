@@ -298,7 +298,7 @@ def programs(tmp_path):
 def test_a_model_is_a_file_a_folder_or_a_name(saved, capsys, tmp_path, monkeypatch):
     VLMPolicy.from_checkpoint(saved).save_pretrained(tmp_path / "agent")
     import huggingface_hub
-    monkeypatch.setattr(vlm_policy, "reach", lambda name: {})
+    monkeypatch.setattr(vlm_policy, "reach", lambda name, agent=False: {})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: {"someone/agent": tmp_path / "agent"}[name])
     for model in (saved, tmp_path / "agent", "someone/agent"):
         for main, words in programs(tmp_path):
