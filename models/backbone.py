@@ -281,7 +281,9 @@ class Backbone(nn.Module):
         height, width = smart_size(*images.shape[1:3], p * m, low, high)
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
-            x = F.interpolate(x.float(), (height, width), mode="bicubic", antialias=True).round().clamp(0, 255)
+            # in whole numbers, as the official processor does on a CPU: in floating point edges come out otherwise
+            x = F.interpolate(x.cpu(), (height, width), mode="bicubic", antialias=True)
+        x = x.to(self.device)
         mean, std = (torch.tensor(settings[key], device=x.device).view(3, 1, 1) for key in ("image_mean", "image_std"))
         x = (x.float() / 255 - mean) / std
         h, w = height // p, width // p
@@ -328,7 +330,7 @@ class Backbone(nn.Module):
     def look(self, images):
         """uint8 [B,H,W,3] -> image tokens [B,S,D], the patches' features [B,P,E], and the grid (h, w)."""
         if self._kept is None:
-            patches, grid = self.pixels(images.to(self.device))
+            patches, grid = self.pixels(images)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.lora):
                 return *self.vision(patches, grid), grid
         keys = [image.tobytes() for image in images.cpu().numpy()]
@@ -356,34 +358,63 @@ class Backbone(nn.Module):
     def _read_all(self, image, goals, grid):
         """The language model on image tokens [B,S,D] and B sentences -> as `_read`."""
         prompts = [self.prompt(goal) for goal in goals]
-        order = np.argsort([len(after) for _, after in prompts], kind="stable")      # of like length together: less
-        longest, parts = max(len(after) for _, after in prompts), []                 # padding to compute
+        before, texts = prompts[0][0], [after for _, after in prompts]
+        order = np.argsort([len(text) for text in texts], kind="stable")        # of like length together: less padding
+        count = math.ceil(len(order) / self._sharers(len(before), image.shape[1] + np.mean([*map(len, texts)])))
+        rows, longest, parts = [order[i::count] for i in range(count)], max(map(len, texts)), []
         groups = max(1, len(order) // 16) if self.device.type == "cpu" else 1     # a GPU would rather have them at once
-        for group in np.array_split(order, groups):
-            text, hidden = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
-                                      [prompts[i][1] for i in group], grid)
+        for part in np.array_split(np.arange(count), min(groups, count)):
+            text, hidden = self._read(before, image, texts, [rows[i] for i in part], grid)
             parts.append((F.pad(text, (0, 0, 0, longest - text.shape[1])), hidden))
-        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        back = torch.from_numpy(np.argsort(np.concatenate(rows))).to(self.device)
         text, hidden = (torch.cat(part)[back] for part in zip(*parts, strict=True))
-        return text, torch.tensor([len(after) - 1 for _, after in prompts], device=self.device), hidden
+        return text, torch.tensor([len(text) - 1 for text in texts], device=self.device), hidden
 
-    def _read(self, before, image, texts, grid):
-        """The language model on token ids `before`, image tokens [B,S,D] of a `grid`, and B texts of token ids -> the
-        hidden states of the texts [B,T,D] and of the image [B,S,D]."""
-        # padded on the right: under a causal mask no token sees what comes after it, so no mask is needed
-        device, start, end = image.device, len(before), len(before) + image.shape[1]
-        text = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        for row, ids in zip(text, texts, strict=True):
-            row[:len(ids)] = torch.tensor(ids)
-        embed = self.vlm.get_input_embeddings()
-        prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
-        tokens = torch.cat([prefix, image.to(prefix.dtype), embed(text.to(device))], 1)                     # [B,L,D]
-        eager = self.vlm.config._attn_implementation == "eager"      # the others are causal without a mask
-        hidden = self.vlm.language_model(
-            inputs_embeds=tokens, use_cache=False, attention_mask=None if eager else {"full_attention": None},
-            position_ids=self.positions(start, grid, tokens.shape[1], device).expand(-1, len(texts), -1),
-        ).last_hidden_state.float()
-        return hidden[:, end:], hidden[:, start:end]
+    def _sharers(self, before, own):
+        """How many samples, of `own` tokens each, go into one row behind the `before` tokens that all prompts begin
+        with: as many as make the least work. More share what those tokens cost, but attention is computed between
+        all of a row."""
+        if self.vlm.config._attn_implementation == "flash_attention_2":     # which takes no mask of ours
+            return 1
+        c = self.vlm.config.text_config
+        weights = c.hidden_size * (2 * c.hidden_size * (1 + c.num_key_value_heads / c.num_attention_heads)
+                                   + 3 * c.intermediate_size)               # of a layer: multiplications per token
+        return max(1, round(math.sqrt(before * weights / (2 * c.hidden_size)) / own))
+
+    def _read(self, before, image, texts, rows, grid):
+        """The language model on token ids `before`, image tokens [B,S,D] of a `grid`, and B texts of token ids; `rows`
+        are the samples that share a row -> of all of these, in this order, the hidden states of the texts [N,T,D] and
+        of the image [N,S,D]."""
+        device, start, s = image.device, len(before), image.shape[1]
+        shape = len(rows), start + max(sum(s + len(texts[i]) for i in row) for row in rows)     # padded on the right
+        ids, place, owner = (np.zeros(shape, np.int64) for _ in range(3))
+        ids[:, :start], place[:, :start], owner[:, start:] = before, range(start), -1           # owner 0: of all
+        samples = np.concatenate(rows)
+        of_text = np.zeros((len(samples), max(len(texts[i]) for i in samples)), np.int64)       # where their tokens are
+        of_image, n = np.zeros((len(samples), s), np.int64), 0
+        for r, row in enumerate(rows):
+            at = start
+            for i in row:
+                middle, end, n = at + s, at + s + len(texts[i]), n + 1
+                ids[r, middle:end], place[r, at:end], owner[r, at:end] = texts[i], range(start, start + end - at), n
+                of_image[n - 1] = r * shape[1] + np.arange(at, middle)
+                of_text[n - 1, :end - middle] = r * shape[1] + np.arange(middle, end)
+                at = end
+        ids, place, owner, of_text, of_image, samples = (torch.from_numpy(array).to(device) for array in (
+            ids, place, owner, of_text, of_image, samples))
+        tokens = self.vlm.get_input_embeddings()(ids)                                                       # [R,L,D]
+        tokens = tokens.flatten(0, 1).index_copy(
+            0, of_image.flatten(), image[samples].flatten(0, 1).to(tokens.dtype)).view_as(tokens)
+        mask = None if self.vlm.config._attn_implementation == "eager" else {"full_attention": None}
+        if len(samples) > len(rows):       # else causal without a mask, and faster
+            sees = (owner[:, None] == 0) | (owner[:, None] == owner[:, :, None])
+            mask = torch.zeros_like(sees, dtype=tokens.dtype).masked_fill_(~sees.tril(), torch.finfo(tokens.dtype).min)
+            mask = {"full_attention": mask[:, None]}
+        layout = self.positions(start, grid, start + s + of_text.shape[1], device)[:, 0]
+        hidden = self.vlm.language_model(inputs_embeds=tokens, use_cache=False, attention_mask=mask,
+                                         position_ids=layout[:, place]).last_hidden_state.flatten(0, 1).float()
+        pick = lambda where: hidden.index_select(0, where.flatten()).view(*where.shape, -1)
+        return pick(of_text), pick(of_image)
 
     @staticmethod
     def seen(hidden, features):
