@@ -169,19 +169,20 @@ def memory(policy):
 
 
 def rates(contenders, repeats, device):
-    """{name: (count, function)} -> {name: how many per second}: the medians of `repeats`, taken in turns, so that who
-    else uses the machine slows all alike; one more round warms up."""
+    """{name: (count, function)} -> {name: how many per second} and the same per second of CPU time (of all threads,
+    which others on the machine hardly change): the medians of `repeats`, taken in turns; one more round warms up."""
     import torch
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times = {name: [] for name in contenders}
     for _ in range(repeats + 1):
         for name, (_, function) in contenders.items():
             wait()
-            start = time.perf_counter()
+            start = np.array([time.perf_counter(), time.process_time()])
             function()
             wait()
-            times[name].append(time.perf_counter() - start)
-    return {name: count / float(np.median(times[name][1:])) for name, (count, _) in contenders.items()}
+            times[name].append(np.array([time.perf_counter(), time.process_time()]) - start)
+    clocks = {name: count / np.median(times[name][1:], 0) for name, (count, _) in contenders.items()}
+    return [{name: float(clock[i]) for name, clock in clocks.items()} for i in (0, 1)]
 
 
 def benchmark_policy(words, device, threads, repeats):
@@ -198,14 +199,16 @@ def benchmark_policy(words, device, threads, repeats):
         policy.act(many)
         sizes, reference = memory(policy), straightforward(policy)
         one_by_one = lambda: [decide(reference(images[i], goals[i])) for i in few]
-        result = rates({
+        result, cpu = rates({
             "decisions_per_s": (len(few), lambda: [policy.act(part(i, 1)) for i in few]),
             "decisions_per_s_batch_64": (64, lambda: policy.act(many)),
             "rollout_samples_per_s": (envs, lambda: policy.act(worlds)),
             "reference_decisions_per_s": (len(few), one_by_one)}, repeats, policy.device)
     *ours, reference = result
     names = ("speedup", "speedup_batch_64", "rollout_speedup")
-    return result | {name: result[own] / result[reference] for name, own in zip(names, ours, strict=True)} | sizes | {
+    for name, own in zip(names, ours, strict=True):
+        result |= {name: result[own] / result[reference], f"{name}_cpu_time": cpu[own] / cpu[reference]}
+    return result | sizes | {
         "worlds": envs, "threads": torch.get_num_threads(), "device": str(policy.device)}
 
 
@@ -253,9 +256,10 @@ def benchmark_ppo(words, device, threads, repeats):
             optimizer.step()
             optimizer.zero_grad()
 
-        result = rates({"samples_per_s": (rl.ppo_epochs * sum(map(len, batches)), update),
-                        "reference_samples_per_s": (len(batches[0]), one_by_one)}, repeats, policy.device)
-    return result | {"speedup": result["samples_per_s"] / result["reference_samples_per_s"]} | sizes | {
+        result, cpu = rates({"samples_per_s": (rl.ppo_epochs * sum(map(len, batches)), update),
+                             "reference_samples_per_s": (len(batches[0]), one_by_one)}, repeats, policy.device)
+    speedup, cpu = (clock["samples_per_s"] / clock["reference_samples_per_s"] for clock in (result, cpu))
+    return result | {"speedup": speedup, "speedup_cpu_time": cpu} | sizes | {
         "batch_size": len(batches[0]), "passes": rl.ppo_epochs, "threads": torch.get_num_threads(),
         "device": str(policy.device)}
 
