@@ -413,7 +413,7 @@ class Backbone(nn.Module):
         layout = self.positions(start, grid, start + s + of_text.shape[1], device)[:, 0]
         hidden = self.vlm.language_model(inputs_embeds=tokens, use_cache=False, attention_mask=mask,
                                          position_ids=layout[:, place]).last_hidden_state.flatten(0, 1).float()
-        pick = lambda where: hidden.index_select(0, where.flatten()).view(*where.shape, -1)
+        pick = lambda where: hidden.index_select(0, where.flatten()).view(*where.shape, hidden.shape[-1])
         return pick(of_text), pick(of_image)
 
     @staticmethod

@@ -65,6 +65,9 @@ def test_with_adapters_too_where_samples_share_their_beginning(small, words):
     policy, env = small(*words)
     assert policy.backbone._sharers(29, 25) > 1
     check(policy.train(), env)
+    goals = ["heat", "push everything to the very top, please", "모아줘"]           # without a picture
+    one_by_one = torch.cat([policy.read([goal]) for goal in goals])
+    torch.testing.assert_close(policy.read(goals), one_by_one, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("command", ["policy", "ppo"])
