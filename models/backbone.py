@@ -318,9 +318,8 @@ class Backbone(nn.Module):
         height, width = smart_size(*images.shape[1:3], *self.sizes())
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
-            from torchvision.transforms.v2 import functional as tv
-            # as the official processor does; before it gets to a GPU, where torchvision's numbers are others
-            x = tv.resize(x, [height, width], tv.InterpolationMode.BICUBIC, antialias=True)
+            # in whole numbers, as the official processor does on a CPU: in floating point edges come out otherwise
+            x = F.interpolate(x.cpu(), (height, width), mode="bicubic", antialias=True)
         x = x.to(self.device)
         mean, std = (torch.tensor(settings[key], device=x.device).view(3, 1, 1) for key in ("image_mean", "image_std"))
         x = (x.float() / 255 - mean) / std
@@ -396,34 +395,74 @@ class Backbone(nn.Module):
     def _read_all(self, image, goals, grid):
         """The language model on image tokens [B,S,D] and B sentences -> as `_read`."""
         prompts = [self.prompt(goal) for goal in goals]
-        order = np.argsort([len(after) for _, after in prompts], kind="stable")      # of like length together: less
-        longest, parts = max(len(after) for _, after in prompts), []                 # padding to compute
+        before, texts = prompts[0][0], [after for _, after in prompts]
+        order = np.argsort([len(text) for text in texts], kind="stable")        # of like length together: less padding
         groups = max(1, len(order) // 16) if self.device.type == "cpu" else 1     # a GPU would rather have them at once
+        shared, longest, parts = self._begin(before, len(texts)), max(map(len, texts)), []
         for group in np.array_split(order, groups):
-            text, hidden = self._read(prompts[0][0], image[torch.from_numpy(group).to(self.device)],
-                                      [prompts[i][1] for i in group], grid)
+            text, hidden = self._read(before, shared, image[torch.from_numpy(group).to(self.device)],
+                                      [texts[i] for i in group], grid)
             parts.append((F.pad(text, (0, 0, 0, longest - text.shape[1])), hidden))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         text, hidden = (torch.cat(part)[back] for part in zip(*parts, strict=True))
-        return text, torch.tensor([len(after) - 1 for _, after in prompts], device=self.device), hidden
+        return text, torch.tensor([len(text) - 1 for text in texts], device=self.device), hidden
 
-    def _read(self, before, image, texts, grid):
-        """The language model on token ids `before`, image tokens [B,S,D] of a `grid`, and B texts of token ids -> the
-        hidden states of the texts [B,T,D] and of the image [B,S,D]."""
-        # padded on the right: under a causal mask no token sees what comes after it, so no mask is needed
-        device, start, end = image.device, len(before), len(before) + image.shape[1]
-        text = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    def _begin(self, before, count):
+        """Keys and values [1,heads,len(before),d] of every layer for the tokens that all `count` prompts begin with:
+        they see nothing of picture and sentence, so they are the same for all. None where it is not worth it."""
+        model = self.vlm.language_model
+        # layers whose activations are computed again take no cache
+        again = model.training and torch.is_grad_enabled() and any(
+            getattr(layer, "gradient_checkpointing", False) for layer in model.layers)
+        if count == 1 or len(before) < 4 or again:
+            return None
+        from transformers import DynamicCache
+        cache = DynamicCache()
+        ids, places = torch.tensor([before], device=self.device), torch.arange(len(before), device=self.device)
+        model(inputs_embeds=self.vlm.get_input_embeddings()(ids), use_cache=True, past_key_values=cache,
+              attention_mask=self.causal(0, 0, ids), position_ids=places.expand(3, 1, -1))
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _read(self, before, shared, image, texts, grid):
+        """The language model on token ids `before` or what `_begin` made of them (`shared`), image tokens [B,S,D] of a
+        `grid`, and B texts of token ids -> the hidden states of the texts [B,T,D] and of the image [B,S,D]."""
+        # padded on the right: under a causal mask no token sees what comes after it
+        device, start, s = image.device, len(before), image.shape[1]
+        text = np.zeros((len(texts), max(map(len, texts))), np.int64)
         for row, ids in zip(text, texts, strict=True):
-            row[:len(ids)] = torch.tensor(ids)
+            row[:len(ids)] = ids
         embed = self.vlm.get_input_embeddings()
-        prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
-        tokens = torch.cat([prefix, image.to(prefix.dtype), embed(text.to(device))], 1)                     # [B,L,D]
-        eager = self.vlm.config._attn_implementation == "eager"      # the others are causal without a mask
-        hidden = self.vlm.language_model(
-            inputs_embeds=tokens, use_cache=False, attention_mask=None if eager else {"full_attention": None},
-            position_ids=self.positions(start, grid, tokens.shape[1], device).expand(-1, len(texts), -1),
-        ).last_hidden_state.float()
-        return hidden[:, end:], hidden[:, start:end]
+        tokens = embed(torch.from_numpy(text).to(device))
+        tokens = torch.cat([image.to(tokens.dtype), tokens], 1)                                             # [B,L,D]
+        positions = self.positions(start, grid, start + tokens.shape[1], device).expand(-1, len(texts), -1)
+        if shared is None:
+            prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
+            how = {"inputs_embeds": torch.cat([prefix, tokens], 1), "position_ids": positions, "use_cache": False,
+                   "attention_mask": self.causal(0, 0, tokens)}
+        else:
+            from transformers import DynamicCache
+            cache = DynamicCache()
+            for i, (keys, values) in enumerate(shared):
+                cache.update(keys.expand(len(texts), -1, -1, -1), values.expand(len(texts), -1, -1, -1), i)
+            how = {"inputs_embeds": tokens, "position_ids": positions[..., start:], "use_cache": True,
+                   "past_key_values": cache, "attention_mask": self.causal(start, tokens.shape[1], tokens)}
+        hidden = self.vlm.language_model(**how).last_hidden_state[:, -tokens.shape[1]:].float()
+        return hidden[:, s:], hidden[:, :s]
+
+    def causal(self, start, length, tokens):
+        """The mask under which `length` tokens see `start` others and those of their own before them, as
+        transformers' language model takes it."""
+        kind = self.vlm.config._attn_implementation
+        if kind == "eager" and not start:
+            return None                         # it makes its own
+        if not start or kind == "flash_attention_2":
+            return {"full_attention": None}     # causal without a mask
+        key = start, length, tokens.dtype, tokens.device
+        if key not in self._layouts:
+            hidden = torch.ones(length, start + length, dtype=torch.bool).triu(start + 1)
+            mask = torch.zeros(hidden.shape, dtype=tokens.dtype).masked_fill(hidden, torch.finfo(tokens.dtype).min)
+            self._layouts[key] = mask[None, None].to(tokens.device)
+        return {"full_attention": self._layouts[key]}
 
     @staticmethod
     def seen(hidden, features):

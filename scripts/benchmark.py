@@ -1,15 +1,24 @@
 """How fast it is, as ratios to a named reference in the same run.
 
-    python scripts/benchmark.py simulator|policy|ppo [--json out.json]
+    python scripts/benchmark.py simulator [--json out.json]
+    python scripts/benchmark.py policy|ppo [--preset WORD...] [--device cpu|cuda] [--threads N] [--json out.json]
+    python scripts/benchmark.py ppo --preset vlm_fast model.vlm.name:=qwen2_vl_50m model.vlm.init:=random
 
 simulator: steps per second of a batch of particle worlds with everything on, without and with pictures; the
 same as a plain Python loop over particles (tests/reference_simulator.py); what a particle costs in a large world.
+policy: decisions per second, one at a time, 64 at once, and as many as a rollout has worlds.
+ppo: samples per second of the trainer's own PPO update on a rollout of its own, whose pictures a frozen vision tower
+saw while it was collected, as in training.
+Both against a straightforward use of transformers, one sample at a time, with the same weights, samples and threads;
+the words after --preset are those of train_vlm.py.
 """
 import argparse
 import json
 import os
 import platform
+import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +26,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+REPEATS = {"simulator": 15, "policy": 7, "ppo": 3}
+WORLDS, STEPS, ONE_BY_ONE = 64, 1, 8      # of a rollout; decisions that are timed together one by one
 
 
 def seconds(function, prepare, repeats):
@@ -43,7 +54,7 @@ def fill(sim, n, rng, largest=3.0):
     sim.temperature[:, :n] = rng.uniform(0.5, 4, shape)
 
 
-def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
+def benchmark_simulator(repeats, batch=1024, n=8, steps=20):
     from reference_simulator import ReferenceWorld
 
     from simulator.core import ParticleSimulator
@@ -87,128 +98,208 @@ def benchmark_simulator(batch=1024, n=8, steps=20, repeats=15):
             "worlds": batch, "particles": n, "threads": THREADS}
 
 
-def straightforward(folder, policy):
+def straightforward(policy):
     """What a first implementation does: the official image processor, one picture at a time, all logits of the
     vocabulary; then the same heads. -> forward(image, goal), a PolicyOutput with the same weights."""
-    import torch
-    from transformers import AutoImageProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    import copy
 
-    processor = AutoImageProcessor.from_pretrained(folder)
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder))
-    model.model = policy.backbone.vlm
-    model.tie_weights()
-    backbone, features = policy.backbone, {}
-    model.model.visual.blocks[-1].register_forward_hook(lambda module, args, out: features.update(patches=out))
+    import torch
+    from transformers import AutoImageProcessor, Qwen2VLForConditionalGeneration
+
+    from models.backbone import reach
+
+    backbone, device, seen = policy.backbone, policy.device, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (backbone.files or {}).items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        name, where = (folder, {}) if backbone.files else (backbone.name, reach(backbone.name))
+        processor = AutoImageProcessor.from_pretrained(name, **where)
+    if backbone.min_pixels:
+        processor.size = {"shortest_edge": backbone.min_pixels,
+                          "longest_edge": max(backbone.min_pixels, processor.size["longest_edge"])}
+    with torch.device("meta"):
+        model = Qwen2VLForConditionalGeneration(copy.deepcopy(backbone.vlm.config))
+    model.model, embedding = backbone.vlm, backbone.vlm.get_input_embeddings().weight
+    model.lm_head = torch.nn.Linear(*embedding.shape[::-1], bias=False, device=device, dtype=embedding.dtype)
+    model.lm_head.requires_grad_(False)
+    if model.config.tie_word_embeddings:       # else random ones, as good as any here
+        model.lm_head.weight = embedding
+    backbone.vlm.visual.blocks[-1].register_forward_hook(lambda module, args, out: seen.update(patches=out))
+    merge, token = model.config.vision_config.spatial_merge_size, model.config.image_token_id
 
     def forward(image, goal):
-        pixels = processor(images=[image], return_tensors="pt")
+        pixels = processor(images=[image], return_tensors="pt").to(device)
         before, after = backbone.prompt(goal)
         t, h, w = (int(v) for v in pixels["image_grid_thw"][0])
-        merge = model.config.vision_config.spatial_merge_size
         count = t * h * w // merge**2
-        token = model.config.image_token_id
-        ids = torch.tensor([[*before, *[token] * count, *after]])
+        ids = torch.tensor([[*before, *[token] * count, *after]], device=device)
         out = model(input_ids=ids, **pixels, mm_token_type_ids=(ids == token).int(),
-                    attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        hidden = out.hidden_states[-1]
-        seen = backbone.seen(hidden[:, len(before):len(before) + count], features["patches"].view(1, t * h * w, -1))
+                    attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False)
+        hidden = out.hidden_states[-1].float()
+        image = backbone.seen(hidden[:, len(before):len(before) + count], seen["patches"].view(1, t * h * w, -1))
         text = hidden[:, len(before) + count:]
-        return policy.decide(text, torch.tensor([text.shape[1] - 1]), seen, backbone.centres(h, w, merge, text.device))
+        ends = torch.tensor([text.shape[1] - 1], device=device)
+        return policy.decide(text, ends, image, backbone.centres(h, w, merge, device))
 
     return forward
 
 
-def tiny_policy():
-    """vlm_tiny with fresh weights, its folder, and 64 pictures with sentences."""
-    import tempfile
-
+def build(words, device="auto", threads=0):
+    """What the words of a training run describe -> its config, policy, accelerator and worlds."""
     import torch
 
     from config import load
     from simulator.goal_env import make_env
-    from train_vlm import build_policy
-    config = load(["vlm_tiny"])
-    folder = Path(tempfile.mkdtemp())
-    env = make_env(config, num_envs=64)
-    policy = build_policy(config, env).eval()
-    for name, text in policy.backbone.files.items():
-        (folder / name).write_text(text)
-    obs, _ = env.reset(seed=0)
-    with torch.no_grad():
-        actions = policy.act(obs)[0]
-    return policy, folder, obs, actions
+    from train_vlm import build_policy, make_accelerator
+    config = load([*words, "rl.target_kl=1e9", *([] if device == "auto" else [f"device:={device}"])])
+    if threads or config.train.threads:
+        torch.set_num_threads(threads or config.train.threads)
+    accelerator = make_accelerator(config)
+    env = make_env(config, num_envs=WORLDS)
+    return config, build_policy(config, env).to(accelerator.device).eval(), accelerator, env
 
 
-def benchmark_policy(repeats=15):
-    """Decisions per second on one core: one picture at a time, 64 at a time, and the straightforward way."""
+def memory(policy):
+    """Sizes of the policy, and the most memory that was in use so far."""
+    import torch
+    sizes = {"parameters": sum(p.numel() for p in policy.parameters()),
+             "trainable_parameters": sum(p.numel() for p in policy.parameters() if p.requires_grad),
+             "peak_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return sizes | ({"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if policy.device.type == "cuda" else {})
+
+
+def rates(contenders, repeats, device):
+    """{name: (count, function)} -> {name: how many per second} and the same per second of CPU time (of all threads,
+    which others on the machine hardly change): the medians of `repeats`, taken in turns; one more round warms up."""
+    import torch
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = {name: [] for name in contenders}
+    for _ in range(repeats + 1):
+        for name, (_, function) in contenders.items():
+            wait()
+            start = np.array([time.perf_counter(), time.process_time()])
+            function()
+            wait()
+            times[name].append(np.array([time.perf_counter(), time.process_time()]) - start)
+    clocks = {name: count / np.median(times[name][1:], 0) for name, (count, _) in contenders.items()}
+    return [{name: float(clock[i]) for name, clock in clocks.items()} for i in (0, 1)]
+
+
+def benchmark_policy(words, device, threads, repeats):
+    """Decisions per second: one at a time, 64 at once, as many as a rollout has worlds, and the straightforward way."""
     import torch
 
-    torch.set_num_threads(1)
-    policy, folder, obs, _ = tiny_policy()
-    reference = straightforward(folder, policy)
-    one = lambda: [policy.sample_action(obs["image"][i:i + 1], obs["goal"][i:i + 1]) for i in range(16)]
-    plain = lambda: [reference(obs["image"][i], obs["goal"][i]).distribution.sample() for i in range(16)]
-    nothing = lambda: None
+    config, policy, accelerator, env = build(words, device, threads)
+    obs, envs, few = env.reset(seed=0)[0], config.env.num_envs, range(ONE_BY_ONE)
+    images, goals = obs["image"], np.array(obs["goal"])
+    part = lambda first, count: {"image": images[(index := np.arange(first, first + count) % WORLDS)],
+                                 "goal": goals[index]}
+    many, worlds = part(0, 64), part(0, envs)
     with torch.no_grad():
-        rates = {"decisions_per_s": 16 / seconds(one, nothing, repeats),
-                 "decisions_per_s_batch_64": 64 / seconds(lambda: policy.act(obs), nothing, repeats),
-                 "reference_decisions_per_s": 16 / seconds(plain, nothing, repeats)}
-    rates["speedup"] = rates["decisions_per_s"] / rates["reference_decisions_per_s"]
-    rates["speedup_batch_64"] = rates["decisions_per_s_batch_64"] / rates["reference_decisions_per_s"]
-    return rates | {"threads": 1}
+        policy.act(many)
+        sizes, reference = memory(policy), straightforward(policy)
+        one_by_one = lambda: [decide(reference(images[i], goals[i])) for i in few]
+        result, cpu = rates({
+            "decisions_per_s": (len(few), lambda: [policy.act(part(i, 1)) for i in few]),
+            "decisions_per_s_batch_64": (64, lambda: policy.act(many)),
+            "rollout_samples_per_s": (envs, lambda: policy.act(worlds)),
+            "reference_decisions_per_s": (len(few), one_by_one)}, repeats, policy.device)
+    *ours, reference = result
+    names = ("speedup", "speedup_batch_64", "rollout_speedup")
+    for name, own in zip(names, ours, strict=True):
+        result |= {name: result[own] / result[reference], f"{name}_cpu_time": cpu[own] / cpu[reference]}
+    return result | sizes | {
+        "worlds": envs, "threads": torch.get_num_threads(), "device": str(policy.device)}
 
 
-def benchmark_ppo(repeats=7):
-    """Training samples per second of a PPO update on one core: minibatches of 64, and one sample at a time the
-    straightforward way."""
+def decide(output):
+    """An action and its log-probability, as `sample_action` draws them."""
+    actions = output.distribution.sample()
+    return actions, output.distribution.log_prob(actions)
+
+
+def benchmark_ppo(words, device, threads, repeats):
+    """Training samples per second: the trainer's PPO update of a rollout, all its passes; and one sample at a time the
+    straightforward way, the gradient of a minibatch added up."""
     import torch
 
+    from dataset import minibatches
     from models.losses import ppo_loss
+    from simulator.rollout import collect
+    from train_vlm import Learner, update_ppo
 
-    torch.set_num_threads(1)
-    policy, folder, obs, actions = tiny_policy()
-    reference = straightforward(folder, policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    config, policy, accelerator, env = build(words, device, threads)
+    learner, rl = Learner(accelerator, policy, config), config.rl
+    learner.learning_rates(dict.fromkeys(("backbone", "action", "value"), 1e-9))     # all updates do the same work
+    policy.use_dropout(False)
+    with policy.backbone.keeping():
+        rollout, _ = collect(env, learner.actor, env.reset(seed=0)[0], STEPS)
+        policy.train()
+        obs, actions, old = rollout.flat_obs(), rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
+        update = lambda: update_ppo(learner, rollout, config, torch.Generator().manual_seed(0))
+        batches = minibatches(len(actions), config.train.batch_size, torch.Generator().manual_seed(0))
+        if policy.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        update()
+        sizes, reference = memory(policy), straightforward(policy)
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+        one, optimizer = torch.ones(1, device=policy.device), torch.optim.AdamW(parameters, lr=1e-9)
 
-    def update(log_probs, entropy, values):
-        loss, _ = ppo_loss(log_probs, log_probs.detach(), torch.ones_like(values), values, torch.zeros_like(values),
-                           entropy, clip_ratio=0.2, value_coef=0.5, entropy_coef=0.01)
-        loss.backward()
+        def one_by_one():
+            for i in batches[0].tolist():
+                output, action = reference(obs["image"][i], obs["goal"][i]), actions[i:i + 1].to(policy.device)
+                loss, _ = ppo_loss(output.distribution.log_prob(action), old[i:i + 1].to(policy.device), one,
+                                   output.value, one, output.distribution.entropy(), clip_ratio=rl.clip_ratio,
+                                   value_coef=rl.value_coef, entropy_coef=rl.entropy_coef)
+                (loss / len(batches[0])).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.train.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
 
-    def batched():
-        optimizer.zero_grad()
-        update(*policy.evaluate_actions(obs, actions))
-        optimizer.step()
-
-    def one_by_one():
-        optimizer.zero_grad()
-        for i in range(16):
-            output = reference(obs["image"][i], obs["goal"][i])
-            update(output.distribution.log_prob(actions[i:i + 1]), output.distribution.entropy(), output.value)
-        optimizer.step()
-
-    nothing = lambda: None
-    rates = {"samples_per_s": 64 / seconds(batched, nothing, repeats),
-             "reference_samples_per_s": 16 / seconds(one_by_one, nothing, repeats)}
-    return rates | {"speedup": rates["samples_per_s"] / rates["reference_samples_per_s"], "threads": 1}
+        result, cpu = rates({"samples_per_s": (rl.ppo_epochs * sum(map(len, batches)), update),
+                             "reference_samples_per_s": (len(batches[0]), one_by_one)}, repeats, policy.device)
+    speedup, cpu = (clock["samples_per_s"] / clock["reference_samples_per_s"] for clock in (result, cpu))
+    return result | {"speedup": speedup, "speedup_cpu_time": cpu} | sizes | {
+        "batch_size": len(batches[0]), "passes": rl.ppo_epochs, "threads": torch.get_num_threads(),
+        "device": str(policy.device)}
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in BENCHMARKS:
-        commands.add_parser(name).add_argument("--json", type=Path, help="also write the numbers here")
-    arguments = parser.parse_args(argv)
+    for name, repeats in REPEATS.items():
+        command = commands.add_parser(name)
+        command.add_argument("--json", type=Path, help="also write the numbers here")
+        command.add_argument("--repeats", type=int, default=repeats, help="the median of so many")
+        if name != "simulator":
+            command.add_argument("--preset", nargs="+", default=["vlm_tiny"], metavar="WORD", dest="words",
+                                 help="presets, key=value and key:=string, as for train_vlm.py")
+            command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+            command.add_argument("--threads", type=int, default=0, help="of torch; 0: as the config says")
+    options = vars(parser.parse_args(argv))
+    command, path = options.pop("command"), options.pop("json")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
-    results = BENCHMARKS[arguments.command]()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        results = BENCHMARKS[command](**options)
+    except Exception as error:
+        from config import ConfigError
+        from simulator.goals import GoalError
+        from train_vlm import UserError
+        if not isinstance(error, (ConfigError, GoalError, UserError)):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     for name, value in results.items():
-        print(f"{name:28} {value:>14,.2f}" if isinstance(value, float) else f"{name:28} {value:>14,}")
-    if arguments.json:
+        print(f"{name:28} " + (f"{value:>14,.2f}" if isinstance(value, float) else f"{value:>14,}"
+                               if isinstance(value, int) else f"{value:>14}"))
+    if path:
         machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        arguments.json.write_text(json.dumps(results | machine, indent=2) + "\n")
+        path.write_text(json.dumps(results | options | machine, indent=2) + "\n")
+    return 0
 
 
 BENCHMARKS = {"simulator": benchmark_simulator, "policy": benchmark_policy, "ppo": benchmark_ppo}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The benchmark compares the same numbers, and its commands run."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import backbone as backbones
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import benchmark  # noqa: E402
+
+PARTS = ("type_logits", "mode_logits", "point", "other", "class_logits", "attention", "due")
+SMALL = ["vlm_fast", "model.vlm.name:=small", "model.vlm.init:=random", "model.heads.hidden=[32]"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A model of real proportions: patches of 14 pixels, a system prompt; adapters with an effect."""
+    monkeypatch.setitem(backbones.KNOWN, "small",
+                        backbones._sizes(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
+
+    def make(*words):
+        _, policy, _, env = benchmark.build([*SMALL, *words], threads=1)
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return policy, env
+    return make
+
+
+def check(policy, env, count=5):
+    """A batch is what the straightforward implementation makes of its samples, gradients too."""
+    obs, _ = env.reset(seed=0)
+    actions = torch.from_numpy(env.random_actions(np.random.default_rng(0))[:count]).float()
+    reference, parameters = benchmark.straightforward(policy), [p for p in policy.parameters() if p.requires_grad]
+
+    def gradients(outputs, actions):
+        loss = sum((output.distribution.log_prob(action) + output.value + output.said.sum(-1)).sum()
+                   for output, action in zip(outputs, actions, strict=True))
+        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(
+            loss, parameters, allow_unused=True, materialize_grads=True)])
+
+    ours = policy(obs["image"][:count], obs["goal"][:count])
+    plain = [reference(obs["image"][i], obs["goal"][i]) for i in range(count)]
+    close = lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    for name in PARTS:
+        close(getattr(ours.distribution, name), torch.cat([getattr(one.distribution, name) for one in plain]))
+    close(ours.value, torch.cat([one.value for one in plain]))
+    close(ours.said, torch.cat([one.said for one in plain]))
+    a, b = gradients([ours], [actions]), gradients(plain, actions[:, None])
+    assert (a - b).norm() < 1e-4 * b.norm()
+
+
+def test_the_benchmark_compares_with_the_same_policy():
+    _, policy, _, env = benchmark.build(["vlm_tiny"])
+    check(policy, env)
+
+
+@pytest.mark.parametrize("words", [
+    [], ["model.vlm.min_pixels=12544", "model.vlm.gradient_checkpointing=True"], ["model.vlm.attention:=eager"]])
+def test_with_adapters_too_where_prompts_share_their_beginning(small, words):
+    policy, env = small(*words)
+    backbone = policy.eval().backbone
+    assert backbone._begin(backbone.prompt("heat")[0], 2) is not None
+    check(policy.train(), env)
+    goals = ["heat", "push everything to the very top, please", "모아줘"]           # without a picture
+    one_by_one = torch.cat([policy.read([goal]) for goal in goals])
+    torch.testing.assert_close(policy.read(goals), one_by_one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("command", ["policy", "ppo"])
+def test_commands(command, small, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    options = ["--device", "cpu", "--threads", "1", "--repeats", "1", "--json", str(path)]
+    assert benchmark.main([command, *options, "--preset", *SMALL, "rl.ppo_epochs=1"]) == 0
+    result = json.loads(path.read_text())
+    assert result["speedup"] > 0 and result["threads"] == 1 and result["words"] == [*SMALL, "rl.ppo_epochs=1"]
+    assert 0 < result["trainable_parameters"] < result["parameters"] and result["peak_process_mib"] > 0
+    assert "speedup" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["vlm_tinny"], ["vlm_tiny", "rl.gamma=2"], ["vlm_fast", "model.vlm.name:=nowhere",
+                                                                               "model.vlm.init:=random"]])
+def test_wrong_words_get_one_line(words, capsys):
+    assert benchmark.main(["ppo", "--preset", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
