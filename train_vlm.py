@@ -134,9 +134,10 @@ def update_ppo(learner, rollout, config, generator, critic_only=False):
     obs, actions, log_probs = rollout.flat_obs(), rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
     returns = returns.flatten()
     advantages = normalize(advantages.flatten(), gather(on(advantages.flatten())).cpu())
-    if critic_only:
+    if critic_only:         # nothing of what it reads changes meanwhile
         task, passes, target = "value", 4 * config.rl.ppo_epochs, math.inf
-        arguments = lambda index: (select(obs, index), returns[index])
+        last = torch.cat([learner.model("last", select(obs, index)) for index in torch.arange(len(actions)).split(64)])
+        arguments = lambda index: (last[index], returns[index])
     else:
         task, passes, target = "ppo", config.rl.ppo_epochs, 1.5 * config.rl.target_kl
         arguments = lambda index: (select(obs, index), actions[index], log_probs[index], advantages[index],

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from models.heads import last_of
 from models.losses import bc_loss, ppo_loss, reading_loss
 from models.vlm_policy import shard_like, whole
 
@@ -42,9 +43,15 @@ class Updates(nn.Module):
         looked = pi.log_attended(expert) + pi.log_glanced(places) + pi.log_due(due)
         return bc_loss(pi.log_prob(expert), looked, output.said, words)
 
-    def value(self, obs, returns):
+    @torch.no_grad()
+    def last(self, obs):
+        """What the critic reads: the hidden state [B,D] of each sentence's last token."""
+        text, ends, *_ = self.policy.backbone(torch.from_numpy(obs["image"]), obs["goal"])
+        return last_of(text, ends)
+
+    def value(self, last, returns):
         """The critic alone."""
-        loss = (self.policy(obs["image"], obs["goal"]).value - returns.to(self.policy.device)).square().mean()
+        loss = (self.policy.value_head(last) - returns.to(last.device)).square().mean()
         return loss, {"train/value_loss": loss.detach()}
 
     def ppo(self, obs, actions, old_log_probs, advantages, returns):
