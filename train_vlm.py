@@ -39,7 +39,7 @@ if __name__ == "__main__":      # sleeping threads: spinning ones collapse where
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object
 from tqdm import tqdm
 
 import config as configuration
@@ -52,7 +52,7 @@ from models.learner import Learner, NotFinite
 from models.losses import compute_gae, explained_variance, normalize
 from models.tracker import Log, TrackerError, alarms
 from models.vlm_policy import VLMPolicy
-from simulator.evaluation import evaluate_policy, policy_actor, run_episodes, show
+from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show
 from simulator.goal_env import make_env, training_sentences
 from simulator.goals import GoalError
 from simulator.language import corpus_hash
@@ -345,13 +345,14 @@ class Run:
         return row | {"rollout/episodes": len(ended), "time/env_steps_per_s": round(self.samples / collected, 1)}
 
     def evaluate(self):
-        """The policy on the validation episodes, every process on all of them; the best one is kept."""
+        """The policy on the validation episodes; the best one is kept."""
         count = self.config.eval.episodes
         env = make_env(self.config, num_envs=min(128, count))
+        goals, act = env.balanced_goals(count), policy_actor(self.learner.actor, True)
+        run = lambda rows: run_episodes(env, act, VALIDATION_SEED + rows, [goals[i] for i in rows])
         self.policy.eval()
-        result = run_episodes(env, policy_actor(self.learner.actor, True), VALIDATION_SEED + np.arange(count),
-                              env.balanced_goals(count))
-        success = float(self.learner.mean(result["success"].mean()))
+        result = self.spread(run, count)
+        success = float(result["success"].mean())
         if success >= self.at["best"]:
             self.at["best"] = success
             self.save_policy(BEST)
@@ -395,7 +396,7 @@ class Run:
         meta, weights, _ = checkpoint.load(self.folder / BEST)
         self.policy.load_weights(weights)
         env = make_env(config, num_envs=min(128, config.eval.episodes))
-        figures = evaluate_policy(env, self.learner.actor, config.eval.episodes, config.eval.seed)
+        figures = evaluate_policy(env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread)
         goals = env.balanced_goals(config.eval.episodes)
         firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
         shown = firsts[::math.ceil(len(firsts) / 4)]
@@ -413,6 +414,18 @@ class Run:
     def say(self, text):
         if self.is_main:
             print(text)
+
+    def spread(self, run, count):
+        """Episodes in their parts, one for each process: see simulator.evaluation.alone."""
+        n = self.accelerator.num_processes
+        if n == 1 or self.accelerator.distributed_type == DistributedType.FSDP:     # there all ask the policy as one
+            return alone(run, count)
+        parts = gather_object([run(np.arange(count)[self.rank::n])])
+        joined = {name: np.empty(count, value.dtype) for name, value in parts[0].items()}
+        for name, values in joined.items():
+            for rank, part in enumerate(parts):
+                values[rank::n] = part[name]
+        return joined
 
     def asked_to_stop(self):
         """Whether any process was."""

@@ -79,7 +79,8 @@ class Learner:
 
     def __init__(self, accelerator, policy, config):
         groups = [{"params": group, "name": name} for name, group in policy.parameter_groups().items() if group]
-        optimizer = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5)
+        optimizer = torch.optim.AdamW(groups, lr=config.train.lr, weight_decay=config.train.weight_decay, eps=1e-5,
+                                      fused=True)
         self.accelerator, self.policy, self.config = accelerator, policy, config
         self.model, self.optimizer = accelerator.prepare(Updates(policy, config), optimizer)
         self.actor = Actor(self.model, policy)

@@ -61,10 +61,15 @@ def policy_actor(policy, deterministic):
     return lambda obs, worlds: policy.act(obs, deterministic)[0].cpu().numpy()
 
 
-def run_all(env, policy, episodes, seed, goals=None, texts=None):
+def alone(run, count):
+    """`run(indices)` -> a dict of arrays [n], for all `count` indices. What spreads them over processes looks alike."""
+    return run(np.arange(count))
+
+
+def run_all(env, policy, episodes, seed, goals=None, texts=None, spread=alone):
     """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
 
-    The goals go round in equal shares unless given."""
+    The goals go round in equal shares unless given. `spread`: see `alone`."""
     seeds = seed + np.arange(episodes)
     goals = env.balanced_goals(episodes) if goals is None else goals
     rng = np.random.default_rng(seed)
@@ -74,7 +79,9 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None):
                "expert": lambda obs, worlds: env.expert_actions()[worlds]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return {name: run_episodes(env, act, seeds, goals, texts) for name, act in actors.items()}
+        run = lambda act: lambda rows: run_episodes(env, act, seeds[rows], [goals[i] for i in rows],
+                                                    texts and [texts[i] for i in rows])
+        return {name: spread(run(act), episodes) for name, act in actors.items()}
 
 
 def summary(result):
@@ -92,10 +99,10 @@ def step_ratio(a, b):
     return float(a["length"][both].sum() / b["length"][both].sum()) if both.any() else None
 
 
-def evaluate_policy(env, policy, episodes, seed):
+def evaluate_policy(env, policy, episodes, seed, spread=alone):
     """Everything a report needs, as plain data: `policy` (deterministic, sampled) and `baselines` (no-op, random,
     expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
-    results = run_all(env, policy, episodes, seed)
+    results = run_all(env, policy, episodes, seed, spread=spread)
     figures = {name: summary(result) for name, result in results.items()}
     return {"episodes": episodes, "seed": seed,
             "policy": {name: figures[name] for name in ("deterministic", "sampled")},
