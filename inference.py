@@ -259,7 +259,7 @@ def main(argv=None):
     goal = " ".join(args.goal.split())
     try:
         pictures = [(name_of(source), read_picture(source)) for source in args.image or ()]
-        policy = VLMPolicy.from_pretrained(args.model, base=args.base)
+        policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
         torch.manual_seed(args.seed)
         if pictures:
             scenes, outcome = show_pictures(args, policy, goal, started, pictures)

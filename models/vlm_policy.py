@@ -95,10 +95,11 @@ class VLMPolicy(nn.Module):
 
     @torch.no_grad()
     def sample_action(self, images, goals, deterministic=False):
-        """-> (actions float32 [B,A], log_probs float32 [B], PolicyOutput). Deterministic: the mode of each part."""
+        """-> (actions float32 [B,A], log_probs float32 [B], both on the CPU, PolicyOutput). Deterministic: the mode of
+        each part."""
         output = self(images, goals)
         actions = output.distribution.sample(deterministic)
-        return actions, output.distribution.log_prob(actions), output
+        return actions.cpu(), output.distribution.log_prob(actions).cpu(), output
 
     def read(self, goals):
         """Logits [B,V] of which `words` B sentences say, read without a picture."""

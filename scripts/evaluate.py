@@ -35,6 +35,8 @@ def main(argv=None):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
+    import torch
+
     import config
     from models.checkpoint import CheckpointError
     from models.vlm_policy import VLMPolicy
@@ -49,7 +51,7 @@ def main(argv=None):
             return fail(f"unknown split {name!r}: choose from {', '.join(groups)}, all")
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
-        policy = VLMPolicy.from_pretrained(args.model, base=args.base)
+        policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
         if "config" not in policy.meta:
             return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
         settings = config.from_dict(policy.meta["config"])
