@@ -46,7 +46,8 @@ import config as configuration
 from dataset import demonstrations, minibatches, select
 from inference import record, save_gif
 from models import checkpoint
-from models.backbone import Backbone, random_files
+from models.backbone import Backbone
+from models.base_model import random_files
 from models.heads import ActionSpec
 from models.learner import Learner, NotFinite
 from models.losses import compute_gae, explained_variance, normalize

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import Backbone, reach
+from models.backbone import Backbone
+from models.base_model import reach
 from models.checkpoint import CheckpointError, first_line, load, read_tensors, save
 from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
 

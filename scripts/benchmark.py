@@ -106,7 +106,7 @@ def straightforward(policy):
     import torch
     from transformers import AutoImageProcessor, Qwen2VLForConditionalGeneration
 
-    from models.backbone import reach
+    from models.base_model import reach
 
     backbone, device, seen = policy.backbone, policy.device, {}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import config
-from models.backbone import Backbone, random_files
+from models.backbone import Backbone
+from models.base_model import random_files, small_files
 from models.heads import ActionSpec
 from models.vlm_policy import VLMPolicy
 from simulator.goal_env import action_space, sentences_by_goal
@@ -37,7 +38,7 @@ def make_policy(model_folder):
             torch.manual_seed(0)
             backbone = Backbone.from_pretrained(model_folder, lora=lora)
             if own_base:
-                backbone.name, backbone.files = "vlm_tiny", Backbone.small_files(model_folder)
+                backbone.name, backbone.files = "vlm_tiny", small_files(model_folder)
             policy = VLMPolicy(backbone, ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
                                words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
             for name, parameter in policy.named_parameters():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import backbone as backbones
+from models import base_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import benchmark  # noqa: E402
@@ -19,8 +19,8 @@ SMALL = ["vlm_fast", "model.vlm.name:=small", "model.vlm.init:=random", "model.h
 @pytest.fixture
 def small(monkeypatch):
     """A model of real proportions: patches of 14 pixels, a system prompt; adapters with an effect."""
-    monkeypatch.setitem(backbones.KNOWN, "small",
-                        backbones._sizes(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
+    monkeypatch.setitem(base_model.KNOWN, "small",
+                        base_model.sizes(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
 
     def make(*words):
         _, policy, _, env = benchmark.build([*SMALL, *words], threads=1)

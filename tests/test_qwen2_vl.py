@@ -16,7 +16,7 @@ from test_checkpoint import Bomb
 import config
 import inference
 import train_vlm
-from models import backbone as backbones
+from models import base_model
 from models.backbone import Backbone
 from models.checkpoint import CheckpointError
 from models.heads import ActionSpec
@@ -24,7 +24,7 @@ from models.vlm_policy import VLMPolicy
 from simulator.goal_env import ParticleVectorEnv, action_space, make_env
 
 NAME, WIDTH, EMBED = "qwen2_vl_small", 64, 32
-SMALL = backbones._sizes(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")
+SMALL = base_model.sizes(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")
 GOALS = ["입자들을 왼쪽으로 이동시켜", "heat", "push everything up to the very top of the world, please, if you can",
          "모아줘", "align them in a horizontal line"]
 B2, B7 = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
@@ -33,7 +33,7 @@ B2, B7 = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 @pytest.fixture(scope="module", autouse=True)
 def known():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.KNOWN, NAME, SMALL)
+        patch.setitem(base_model.KNOWN, NAME, SMALL)
         yield
 
 
@@ -188,7 +188,7 @@ def test_sizes_are_those_of_qwen(words, base, whole, least, most):
 
 def test_from_files_on_meta_allocates_nothing():
     """Also without adapters."""
-    built = Backbone.from_files(backbones.random_files(B2, GOALS), B2, device="meta")
+    built = Backbone.from_files(base_model.random_files(B2, GOALS), B2, device="meta")
     assert count(built.parameters()) == 2_208_985_600 and built.dtype == "bfloat16" and built.device.type == "meta"
 
 
@@ -344,12 +344,12 @@ def test_weights_as_the_hub_has_them(folder, tmp_path):
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     torch.manual_seed(5)
     whole = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder, tie_word_embeddings=False)).bfloat16()
-    for file, text in Backbone.small_files(folder).items():
+    for file, text in base_model.small_files(folder).items():
         (tmp_path / file).write_text(text)
     whole.save_pretrained(tmp_path, max_shard_size="200KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     backbone = Backbone.from_pretrained(tmp_path)
-    assert backbone.dtype == "bfloat16" and backbone.base_hash == backbones.fingerprint(whole.model)
+    assert backbone.dtype == "bfloat16" and backbone.base_hash == base_model.fingerprint(whole.model)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(backbone.vlm.state_dict()[name], tensor), name
 
@@ -521,7 +521,7 @@ def test_adapters_on_a_random_base_name_it(obs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", never)
     torch.manual_seed(0)
-    backbone = Backbone.from_files(backbones.random_files(NAME, GOALS), NAME, lora=LORA)
+    backbone = Backbone.from_files(base_model.random_files(NAME, GOALS), NAME, lora=LORA)
     policy = VLMPolicy(backbone, ActionSpec.from_space(action_space(64, 64, 50)), words=("1 left", "THEN")).eval()
     policy.save_pretrained(tmp_path / "agent")
     settings = json.loads((tmp_path / "agent" / "adapter_config.json").read_text())
@@ -729,8 +729,8 @@ def cache(tmp_path, monkeypatch):
 def test_what_is_in_the_cache_needs_no_network(offline, folder, agent, cache):
     cached(folder, "me/base", cache)
     cached(agent, "me/agent", cache)
-    assert backbones.reach("me/base") == {"local_files_only": True}
-    assert backbones.reach("me/agent", agent=True) == {"local_files_only": True}
+    assert base_model.reach("me/base") == {"local_files_only": True}
+    assert base_model.reach("me/agent", agent=True) == {"local_files_only": True}
     assert not offline
 
 
@@ -752,7 +752,7 @@ def test_half_a_download_is_gone_on_with(offline, folder, cache):
     (parts / "a.st").touch()
     for name in ("me/base", "me/parts"):
         with pytest.raises(OSError, match="hub cannot be reached"):
-            backbones.reach(name)
+            base_model.reach(name)
     assert offline == ["me/base", "me/parts"]
     (parts / "b.st").touch()
-    assert backbones.reach("me/parts") == {"local_files_only": True}
+    assert base_model.reach("me/parts") == {"local_files_only": True}
