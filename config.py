@@ -41,6 +41,7 @@ FEW = (int, 'a whole number from 0 to 256', lambda v: 0 <= v <= 256)
 COUNT = (int, 'a whole number from 1 up', lambda v: v >= 1)
 CROWD = (int, 'a whole number from 1 to 256', lambda v: 1 <= v <= 256)
 PIXELS = (int, 'a whole number from 16 up', lambda v: v >= 16)  # the largest particle is 10 wide
+AREA = (int, 'a whole number from 0 to 4194304', lambda v: 0 <= v <= 2**22)
 SEED = (int, 'a whole number from 0 to 2**32 - 1', lambda v: 0 <= v < 2**32)  # numpy's bound, below torch's
 
 
@@ -57,7 +58,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'model.vlm.init': ('pretrained', one_of('pretrained', 'random'), 'where the weights come from'),
     'model.vlm.dtype': ('auto', one_of('auto', 'float32', 'bfloat16', 'float16'), 'type of its weights'),
     'model.vlm.attention': ('sdpa', one_of('sdpa', 'eager', 'flash_attention_2'), 'how attention is computed'),
-    'model.vlm.min_pixels': (0, NATURAL, 'smaller pictures are enlarged to this area; 0: as the model says'),
+    'model.vlm.min_pixels': (0, AREA, 'smaller pictures are enlarged to this area; 0: as the model says'),
     'model.vlm.load_in_4bit': (False, BOOL, 'frozen weights in 4 bits (QLoRA); wants bitsandbytes'),
     'model.vlm.gradient_checkpointing': (False, BOOL, 'less memory: activations are computed again going backward'),
     'model.vlm.use_lora': (True, BOOL, 'train low-rank adapters in place of the whole backbone'),

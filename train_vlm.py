@@ -21,6 +21,7 @@ samples, gradients are averaged, advantages normalised over all. Every use of th
 """
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import math
@@ -62,6 +63,8 @@ from simulator.rollout import collect, join_states, part_of_state
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses
 STAGES = ("bc", "ppo", "reading")
+SHOWN = (("train/bc_loss", "loss"), ("train/reading_loss", "reading"), ("rollout/success_rate", "success"),
+         ("train/approx_kl", "KL"), ("eval/success_rate", "validation"))       # beside the progress bar
 STATE, BEST, FINAL, FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm_best"
 
 
@@ -283,9 +286,8 @@ class Run:
                         tqdm.write(f"watch out: {line}", file=sys.stderr)
                 if self.at["unit"] % self.config.train.save_every == 0:
                     self.save_state()                                                                       # save
-                bar.set_postfix_str(" ".join(f"{key.split('/')[1]} {row[key]:.3f}" for key in (
-                    "train/bc_loss", "train/reading_loss", "rollout/success_rate", "train/approx_kl",
-                    "eval/success_rate") if key in row), refresh=False)
+                bar.set_postfix_str(" ".join(f"{title} {row[key]:.3f}" for key, title in SHOWN if key in row),
+                                    refresh=False)
                 bar.update()
 
     # --- units ------------------------------------------------------------------------------------------------
@@ -525,6 +527,8 @@ def start_processes():
     launcher = psutil.Process(os.getppid()).cmdline()
     count = parser.parse_known_args(launcher)[0].num_processes
     if count > 1 and any("accelerate" in word for word in launcher[:4]):
+        if sys.platform == "linux":     # and what ends accelerate ends them too: SIGTERM, by which they save
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
         os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", "--standalone",
                                   f"--nproc-per-node={count}", *sys.argv])
 

@@ -53,7 +53,7 @@ def save(path, meta, weights, state=None):
     plain = json.dumps(_take_out(state, tensors))
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_tensors(path, tensors, {"format": FORMAT, "meta": json.dumps(meta, ensure_ascii=False), "state": plain,
-                                  "crc32": str(_checksum(tensors))})
+                                  "crc32": str(checksum(tensors))})
     if state is None:
         readable = {key: value for key, value in meta.items() if key != "architecture"}
         with replacing(path.with_suffix(".json")) as temporary:
@@ -72,7 +72,7 @@ def load(path):
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a FlexibleWorld checkpoint (format {FORMAT!r})")
     try:
-        if int(metadata["crc32"]) != _checksum(tensors):
+        if int(metadata["crc32"]) != checksum(tensors):
             raise CheckpointError(f"{path} is damaged: its checksum does not fit; use an earlier one")
         weights = {name[2:]: tensor for name, tensor in tensors.items() if name.startswith("w.")}
         return json.loads(metadata["meta"]), weights, _put_back(json.loads(metadata["state"]), tensors)
@@ -83,20 +83,19 @@ def load(path):
 def read_tensors(path):
     """A safetensors file -> (metadata, {name: tensor}); CheckpointError for anything else, of which nothing is run."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start == b"PK" or start[:1] == b"\x80":
-            raise CheckpointError(f"{path} is a pickle, which can hold code; it was not opened. "
-                                  "Use a .pt file that train_vlm.py wrote: those are safetensors inside")
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            start = file.read(2)
+            if start == b"PK" or start[:1] == b"\x80":       # what safetensors' own header begins with now and then
+                raise CheckpointError(f"{path} is a pickle, which can hold code, or damaged; nothing in it was run. "
+                                      "Use a .pt file that train_vlm.py wrote: those are safetensors inside") from None
         raise CheckpointError(f"{path} is damaged or cut short ({first_line(error)[:80]})") from None
 
 
-def _checksum(tensors):
+def checksum(tensors):
+    """CRC-32 of {name: tensor}."""
     crc = 0
     for name in sorted(tensors):
         flat = tensors[name].detach().reshape(-1).view(torch.uint8)

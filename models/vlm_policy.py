@@ -4,7 +4,6 @@
     actions, log_probs, output = policy.sample_action([image], ["입자들을 모아줘"])
 """
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.base_model import reach
-from models.checkpoint import CheckpointError, first_line, load, read_tensors, save
+from models.checkpoint import CheckpointError, checksum, first_line, load, read_tensors, replacing, save
 from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
 
 
@@ -84,6 +83,8 @@ class VLMPolicy(nn.Module):
 
     def _images(self, images):
         wrong = "images must be uint8 [B,H,W,3] or PIL images of one size, not "
+        if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)):
+            raise ValueError(f"{wrong}one {type(images).__name__}")
         if isinstance(images, (list, tuple)):
             images = [np.asarray(image.convert("RGB") if hasattr(image, "convert") else image) for image in images]
             if len({image.shape for image in images}) != 1:
@@ -144,6 +145,8 @@ class VLMPolicy(nn.Module):
     @classmethod
     def from_architecture(cls, a, base=None):
         """`base`: where the base model is by now, if not where it was (a.k.a. its name)."""
+        if a["files"] and base:
+            raise CheckpointError("trained on a base model of its own, which it holds: leave out the other one")
         if a["files"]:
             backbone = Backbone.from_files(a["files"], a["base"], **a["backbone"])
         else:
@@ -191,21 +194,21 @@ class VLMPolicy(nn.Module):
     def save_pretrained(self, folder, meta=None, results="", weights=None):
         """Writes a folder for the hub: the adapters as peft keeps them (adapter_config.json,
         adapter_model.safetensors), everything else that was trained (policy.pt, policy.json), and a model card with the
-        measured `results`, text. It takes the place of an earlier one as a whole. `weights`: default, its own."""
+        measured `results`, text. Other files in the folder stay as they are. `weights`: default, its own."""
         folder, meta = Path(folder), {"architecture": self.architecture()} | (meta or getattr(self, "meta", {}))
-        fresh, old = (folder.with_name(folder.name + end) for end in (".new", ".old"))
-        for left in (fresh, old):
-            shutil.rmtree(left, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         weights = dict(weights or self.trainable_state())
-        if self.backbone.lora:
-            self.backbone.model.save_pretrained(fresh, save_embedding_layers=False, state_dict={
-                name.removeprefix("backbone.model."): weights.pop(name) for name in list(weights) if ".lora_" in name})
-        save(fresh / "policy.pt", meta, weights)
-        (fresh / "README.md").write_text(_model_card(meta, results, bool(self.backbone.lora)), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        adapters = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
+        with tempfile.TemporaryDirectory() as fresh:
+            if adapters:
+                self.backbone.model.save_pretrained(fresh, save_embedding_layers=False, state_dict={
+                    name.removeprefix("backbone.model."): tensor for name, tensor in adapters.items()})
+            Path(fresh, "README.md").write_text(_model_card(meta, results), encoding="utf-8")
+            for path in Path(fresh).iterdir():
+                with replacing(folder / path.name) as temporary:
+                    temporary.write_bytes(path.read_bytes())
+        # last, with the sum of the adapters that belong to it: a killed save is noticed
+        save(folder / "policy.pt", meta | {"adapters": checksum(adapters)}, weights)
 
     def push_to_hub(self, repo_id, private=False, **about):
         """`save_pretrained`, with its arguments `about`, to a model repository on the hub -> its address."""
@@ -250,14 +253,18 @@ def _read_folder(folder):
     meta, weights, _ = load(folder / "policy.pt")
     if meta.get("architecture", {}).get("backbone", {}).get("lora"):
         adapters = read_tensors(folder / "adapter_model.safetensors")[1]
-        weights |= {"backbone.model." + name.replace(".weight", ".default.weight"): tensor
+        adapters = {"backbone.model." + name.replace(".weight", ".default.weight"): tensor
                     for name, tensor in adapters.items()}
+        if meta.get("adapters") != checksum(adapters):
+            raise CheckpointError(f"{folder} holds the adapters of another agent, or half of a save: save it anew")
+        weights |= adapters
     return meta, weights
 
 
-def _model_card(meta, results, adapters):
+def _model_card(meta, results):
     """README.md of a folder for the hub."""
     base, words = meta["architecture"]["base"], meta["architecture"]["heads"]["words"]
+    adapters = meta["architecture"]["backbone"]["lora"] and not meta["architecture"]["files"]    # of a base elsewhere
     front = {"base_model": base, "library_name": "peft"} if adapters else {}
     front |= {"pipeline_tag": "robotics", "tags": ["flexibleworld", "qwen2_vl", "reinforcement-learning"]}
     about = {key: value for key, value in meta.items() if key not in ("architecture", "results")}

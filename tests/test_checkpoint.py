@@ -64,6 +64,16 @@ def test_plain_data_and_state_come_back(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.pt"]
 
 
+def test_a_header_that_begins_as_a_pickle_does(tmp_path):
+    """A safetensors file begins with its header's length, a multiple of 8: now and then its first byte is 0x80."""
+    path, starts = tmp_path / "p.pt", set()
+    for n in range(0, 256, 8):
+        checkpoint.save(path, {"n": "x" * n}, {"w": torch.ones(2)})
+        starts.add(path.read_bytes()[0])
+        assert checkpoint.load(path)[0] == {"n": "x" * n}
+    assert 0x80 in starts
+
+
 # --- what is no checkpoint --------------------------------------------------------------------------------------
 class Bomb:
     def __init__(self, path):

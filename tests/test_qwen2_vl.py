@@ -529,17 +529,33 @@ def test_adapters_on_a_random_base_name_it(obs, tmp_path, monkeypatch):
     assert torch.equal(outputs(VLMPolicy.from_pretrained(tmp_path / "agent"), obs), outputs(policy, obs))
 
 
-def test_a_second_save_replaces_the_first(folder, agent, obs, tmp_path):
+def test_a_second_save_replaces_the_first_and_nothing_else(folder, agent, obs, tmp_path):
     path = tmp_path / "agent"
     shutil.copytree(agent, path)
-    (path / "left.txt").write_text("of the first")
-    (tmp_path / "agent.new").mkdir()                # of a save that was killed
+    (path / "thesis.txt").write_text("mine")
+    (tmp_path / "agent.old").mkdir()
     policy = build(folder)
     torch.nn.init.normal_(policy.action_head.kind.bias)
     policy.save_pretrained(path)
-    assert sorted(file.name for file in path.iterdir()) == FILES and [p.name for p in tmp_path.iterdir()] == ["agent"]
+    assert sorted(file.name for file in path.iterdir()) == [*FILES, "thesis.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["agent", "agent.old"]
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
     assert torch.equal(outputs(VLMPolicy.from_pretrained(path), obs), outputs(policy, obs))
     assert "Not measured." in (path / "README.md").read_text()
+    with pytest.raises(OSError):
+        policy.save_pretrained(path / "thesis.txt")
+    assert (path / "thesis.txt").read_text() == "mine"
+
+
+def test_half_of_a_save_is_noticed(folder, agent, tmp_path):
+    """The adapters of one agent, the heads of another."""
+    shutil.copytree(agent, tmp_path / "agent")
+    policy = build(folder)
+    torch.nn.init.normal_(next(p for name, p in policy.named_parameters() if "lora_B" in name))
+    policy.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "adapter_model.safetensors", tmp_path / "agent")
+    with pytest.raises(CheckpointError, match="adapters of another agent"):
+        VLMPolicy.from_pretrained(tmp_path / "agent")
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "policy.pt"])
