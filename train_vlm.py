@@ -148,8 +148,9 @@ def update_ppo(learner, rollout, config, generator, critic_only=False):
                                    returns[index])
     rows = learner.updates(task, arguments, batches(learner, len(actions), generator, passes), target)      # update
     values, returns = (gather(on(tensor)) for tensor in (rollout.values.flatten(), returns))
-    return learner.means(rows) | {"train/updates": len(rows), "train/explained_variance":
-                                  float(explained_variance(values, returns))}
+    stopped = {} if learner.kl_at_stop is None else {"train/kl_at_stop": learner.kl_at_stop}
+    return learner.means(rows) | stopped | {
+        "train/updates": len(rows), "train/explained_variance": float(explained_variance(values, returns))}
 
 
 # --- files ------------------------------------------------------------------------------------------------------

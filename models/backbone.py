@@ -91,7 +91,8 @@ class Backbone(nn.Module):
 
     def checkpoint_activations(self):
         """Keeps no activations inside the language model's layers and computes them again in the backward pass."""
-        self.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):      # its next name is too new for 5.0
+            self.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def vlm(self):

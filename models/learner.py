@@ -88,8 +88,8 @@ class Learner:
     def updates(self, task, arguments, batches, target_kl=math.inf):
         """An optimiser step for each of `batches`, this process's parts of the minibatches as index tensors;
         `arguments(index)` are those of the task -> a dict of metrics for each. They end early where the KL estimate
-        passes `target_kl`."""
-        rows = []
+        passes `target_kl`; `kl_at_stop` says how far it was then."""
+        rows, self.kl_at_stop = [], None
         for batch in batches:
             row = self.step(task, arguments, batch, target_kl)
             if row is None:
@@ -109,7 +109,8 @@ class Learner:
             rows.append({name: value * share for name, value in metrics.items()})
         row = {name: sum(part[name] for part in rows) for name in rows[0]}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if target_kl < math.inf and float(self.mean(row["train/approx_kl"])) > target_kl:
+        if target_kl < math.inf and (kl := float(self.mean(row["train/approx_kl"]))) > target_kl:
+            self.kl_at_stop = kl
             self.optimizer.zero_grad()
             return None
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.train.max_grad_norm)

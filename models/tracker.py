@@ -63,12 +63,12 @@ def memory():
 def alarms(rows, target_kl):
     """What the last of these rows says that a person should know at once: a list of lines, mostly empty.
 
-    The KL estimate of an update passed ten times its target, or half of the success that rollouts once had is gone
-    (of means over five iterations; a success of under 10 % is not missed)."""
+    The KL estimate passed ten times its target, also where that stopped the update; or half of the success that
+    rollouts once had is gone (of means over five iterations; a success of under 10 % is not missed)."""
     ppo = [row for row in rows if row["stage"] == "ppo"]
     if not ppo or rows[-1]["stage"] != "ppo":
         return []
-    lines, kl = [], ppo[-1].get("train/approx_kl", 0.0)
+    lines, kl = [], max(ppo[-1].get(name, 0.0) for name in ("train/approx_kl", "train/kl_at_stop"))
     if kl > 10 * target_kl:
         lines.append(f"KL explodes: {kl:.3f} in this update, and rl.target_kl is {target_kl}; "
                      "lower train.lr and train.head_lr")

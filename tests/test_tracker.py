@@ -22,6 +22,15 @@ def test_kl_that_explodes():
     [line] = alarms([ppo(0.5), ppo(0.5, kl=0.25)], 0.02)
     assert "KL explodes: 0.250" in line and "train.lr" in line
     assert alarms([ppo(0.5), ppo(0.5, kl=0.19)], 0.02) == []
+    assert "KL explodes: 0.300" in alarms([ppo(0.5), ppo(0.5) | {"train/kl_at_stop": 0.3}], 0.02)[0]
+
+
+def test_a_real_run_says_that_its_kl_explodes(capsys, tmp_path):
+    assert train_vlm.main(["vlm_tiny", "debug", "vlm.reading_samples=0", "vlm.bc_epochs=0", "rl.critic_warmup=0",
+                           "train.lr=0.1", "train.head_lr=0.1", "eval.episodes=4", "train.batch_size=4",
+                           f"train.output_dir:={tmp_path}"]) in (0, 2)
+    assert "watch out: KL explodes" in capsys.readouterr().err
+    assert "train/kl_at_stop" in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_reward_that_collapses_is_said_once():
