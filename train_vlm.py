@@ -399,6 +399,7 @@ class Run:
         config, path = self.config, self.folder / "episodes.gif"
         meta, weights, _ = checkpoint.load(self.folder / BEST)
         self.policy.load_weights(weights)
+        self.policy.use_dropout(False).eval()       # nothing but reading may have come before
         env = make_env(config, num_envs=min(128, config.eval.episodes))
         figures = evaluate_policy(env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread)
         goals = env.balanced_goals(config.eval.episodes)
