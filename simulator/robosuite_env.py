@@ -1,0 +1,598 @@
+"""A robosuite arm as an environment: camera pictures and a sentence in, a named action or a 7-vector out.
+
+Task      goals (the first is the task's own)   what is asked
+Lift                lift_cube, push_cube        the cube off the table; 8 cm away from the robot, on the table
+PickPlaceCan        place_can, place_can_near   the can in its compartment (the far one); in the one near the robot
+NutAssemblySquare   place_nut, lift_nut         the square nut on its peg; 8 cm up
+
+Observation: {"image": uint8 [H,W*n,3], upright, the n cameras side by side; "goal": the sentence; with proprioception
+"proprio": float32 [9], the gripper's place (3, metres, world frame), its quaternion (4, xyzw) and its fingers' (2, m)}.
+Action, discrete: one of the 8 `ACTIONS`. Continuous: Box float32 [7] in [-1, 1]: displacement (1: 5 cm commanded),
+rotation vector (1: 0.5 rad), gripper (sign: + closes, - opens, 0 stays), all in the robot's base frame. An action is
+held for `action_repeat` control steps of 1 / `control_freq` s.
+Reward, by `reward`: "progress" is the change of the stage reached (below), and what is missing to 1 on success, so an
+episode's return is at most 1 and nothing is gained by lingering before the goal; "shaped" the value itself, each step, as
+robosuite gives it; "sparse" 1 on success. The stage's value is robosuite's: reach up to 0.1, grasp 0.35, lift up to
+0.5, hover up to 0.7, success 1.
+Start: robosuite's own, things and arm at random. Success terminates, `max_steps` actions truncate.
+
+    RobosuiteEnv         Gymnasium's Env, registered as FlexibleWorld/Robosuite-v0
+    RobosuiteVectorEnv   several, each in a process of its own; what the trainer asks of an environment
+
+A picture differs from what robosuite renders by shadows and mirror images in the floor, which cost most of the time
+and are left out, and by nothing else: what lies outside of a camera's view is not drawn, which nobody sees.
+
+    python -m simulator.robosuite_env        says whether pictures can be rendered here, and what is missing if not
+"""
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from simulator.goal_env import CHARACTERS
+from simulator.robosuite_expert import expert_action
+from simulator.robosuite_language import sentences_by_goal
+
+ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
+VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
+VECTORS[range(6), [0, 0, 1, 1, 2, 2]] = [-0.5, 0.5, -0.5, 0.5, 0.5, -0.5]
+VECTORS[[6, 7], 6] = 1, -1
+STAGES = ("reach", "grasp", "lift", "hover")
+BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}      # Debian's packages
+PROPRIO_LOW = np.array([-1, -1, 0, -1, -1, -1, -1, -0.05, -0.05], np.float32)
+PROPRIO_HIGH = np.array([1, 1, 2, 1, 1, 1, 1, 0.05, 0.05], np.float32)
+
+
+class RobosuiteError(ValueError):
+    """This world cannot be had as it was asked for; the message is one line that says what would be right."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scene. `thing` is the body that goals are about, `hold` the site that is grasped (default: the body's place)."""
+    goals: tuple
+    thing: str
+    hold: str = ""
+
+
+TASKS = {"Lift": Task(("lift_cube", "push_cube"), "cube_main"),
+         "PickPlaceCan": Task(("place_can", "place_can_near"), "Can_main"),
+         "NutAssemblySquare": Task(("place_nut", "lift_nut"), "SquareNut_main", "SquareNut_handle_site")}
+CAMERAS = ("robot0_eye_in_hand", "agentview", "frontview", "birdview", "sideview", "robot0_robotview")
+ROBOTS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e")
+RAISED = {"lift_cube": 0.04, "lift_nut": 0.08}      # metres above the start; lift_cube is judged by robosuite itself
+PUSHED = 0.08
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a world is made from; RobosuiteError for what cannot be."""
+    task: str = "PickPlaceCan"
+    robot: str = "Panda"
+    cameras: tuple = ("robot0_eye_in_hand",)
+    resolution: int = 84            # pixels, of each picture's sides
+    control_freq: int = 20          # control steps per second
+    action_space: str = "discrete"
+    action_repeat: int = 1
+    proprioception: bool = False
+    reward: str = "progress"
+    max_steps: int = 200            # actions
+    goals: tuple = ()               # default: the task's own
+
+    def __post_init__(self):
+        self._one_of("task", self.task, TASKS)
+        object.__setattr__(self, "goals", tuple(self.goals) or TASKS[self.task].goals[:1])
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        for goal in self.goals:
+            self._one_of("goal", goal, TASKS[self.task].goals)
+        for camera in self.cameras or ("",):
+            self._one_of("camera", camera, CAMERAS)
+        self._one_of("robot", self.robot, ROBOTS)
+        self._one_of("action space", self.action_space, ("discrete", "continuous"))
+        self._one_of("reward", self.reward, ("progress", "shaped", "sparse"))
+
+    def _one_of(self, what, name, names):
+        if name not in names:
+            raise RobosuiteError(f"no {what} {name!r} in this world: choose from {', '.join(names)}")
+
+    @property
+    def discrete(self):
+        return self.action_space == "discrete"
+
+    def spaces(self):
+        """-> (observation space, action space)."""
+        picture = (self.resolution, self.resolution * len(self.cameras), 3)
+        seen = {"image": spaces.Box(0, 255, picture, np.uint8), "goal": spaces.Text(500, charset=CHARACTERS)}
+        if self.proprioception:
+            seen["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH)
+        return spaces.Dict(seen), spaces.Discrete(8) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
+
+
+# --- rendering --------------------------------------------------------------------------------------------------
+@cache
+def try_backend(name):
+    """'' if MuJoCo can render here through this graphics backend, else the reason. A process of its own tries it, for
+    a backend that fails may take its process with it."""
+    code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
+    tried = subprocess.run([sys.executable, "-c", code], env=os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name},
+                           capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+
+
+def choose_backend():
+    """Sets MUJOCO_GL to a backend that renders without a screen, EGL before OSMesa; a working choice of the user's
+    stays. RobosuiteError where there is none."""
+    wish = os.environ.get("MUJOCO_GL", "").lower()
+    for name in sorted(BACKENDS, key=lambda name: name != wish):
+        if not try_backend(name):
+            if wish and name != wish:
+                print(f"MUJOCO_GL={wish} does not render here: using {name}", file=sys.stderr)
+            os.environ |= {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
+            return name
+    raise RobosuiteError("cannot render without a screen: install EGL (Debian: apt-get install "
+                         f"{BACKENDS['egl']}) or OSMesa (apt-get install {BACKENDS['osmesa']})")
+
+
+def import_robosuite():
+    """The package, quiet. RobosuiteError where it is missing."""
+    import logging
+    try:
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+        import robosuite
+    except ImportError as error:
+        raise RobosuiteError(f"robosuite is not installed ({error}): pip install 'flexibleworld[robosuite]', "
+                             "or pip install -e '.[robosuite]' in a checkout") from None
+    for handler in logging.getLogger("robosuite_logs").handlers:
+        handler.setLevel(logging.ERROR)
+    return robosuite
+
+
+def prepare(pictures=True):
+    """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")        # software rendering in this thread: workers are what is parallel
+    try:
+        choose_backend()
+    except RobosuiteError:
+        if pictures:
+            raise
+        os.environ["MUJOCO_GL"] = "disable"
+    import_robosuite()
+
+
+def doctor():
+    """Prints the state of every backend -> exit code: 0 if pictures can be rendered, 1 if not."""
+    try:
+        print(f"robosuite {import_robosuite().__version__}")
+        for name, packages in BACKENDS.items():
+            why = try_backend(name)
+            print(f"{name}: " + (f"{why}; Debian: apt-get install {packages}" if why else "renders"))
+        print(f"in use: {choose_backend()}")
+    except RobosuiteError as error:
+        print(error)
+        return 1
+    return 0
+
+
+class Camera:
+    """Pictures of a robosuite simulation through one of its cameras."""
+
+    def __init__(self, sim, name):
+        import mujoco
+        self.sim, self.name = sim, name
+        self.model, self.data = sim.model._model, sim.data._data
+        self.id = sim.model.camera_name2id(name)
+        context = sim._render_context_offscreen
+        for flag in ("SHADOW", "REFLECTION"):
+            context.scn.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        context.vopt.geomgroup[5] = 0       # where `render` puts what is not to be drawn
+        signs = np.array(list(itertools.product((-1, 1), repeat=3)))
+        box = self.model.geom_aabb
+        self.corners = box[:, None, :3] + signs * box[:, None, 3:]          # [G,8,3] in each geom's frame
+        self.endless = self.model.geom_rbound == 0                          # planes
+
+    def project(self, points):
+        """Points [...,3] -> (x, y, depth) in the camera's frame: x and y in [-1, 1] within the picture, y up."""
+        rotation = self.data.cam_xmat[self.id].reshape(3, 3)
+        x, y, z = np.moveaxis((points - self.data.cam_xpos[self.id]) @ rotation, -1, 0)
+        half = np.tan(np.radians(self.model.cam_fovy[self.id]) / 2)
+        return x / half, y / half, -z
+
+    def place(self, point):
+        """Where a point is seen, (x, y) as shares of a square picture from its top left; NaN outside of it."""
+        x, y, depth = self.project(point)
+        place = np.array([1 + x / depth, 1 - y / depth]) / 2
+        return place if depth > 0 and (abs(2 * place - 1) < 1).all() else np.full(2, np.nan)
+
+    def render(self, width, height):
+        """uint8 [H,W,3], upright."""
+        world = np.einsum("gij,gcj->gci", self.data.geom_xmat.reshape(-1, 3, 3), self.corners)
+        x, y, depth = self.project(world + self.data.geom_xpos[:, None])                      # [G,8] each
+        x = x * height / width
+        beyond = [(depth < 0), (x > depth), (x < -depth), (y > depth), (y < -depth)]
+        unseen = np.any([outside.all(1) for outside in beyond], axis=0) & ~self.endless
+        groups = self.model.geom_group.copy()
+        self.model.geom_group[unseen] = 5
+        try:
+            picture = self.sim.render(width, height, camera_name=self.name)
+        finally:
+            self.model.geom_group[:] = groups
+        return np.ascontiguousarray(picture[::-1])      # OpenGL's first row is the lowest
+
+
+# --- one world --------------------------------------------------------------------------------------------------
+class RobosuiteEnv(gymnasium.Env):
+    """One robot arm; see this file's beginning. `sentences` {goal: its sentences} is what goals are said with.
+    `reset(options={"goal": a goal or a sentence})`; without one the goal is drawn. Episode k after a reset(seed) is a
+    function of (seed, k) and its actions."""
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None, sentences=None, pictures=True, **settings):
+        self.settings = settings = Settings(**settings)
+        self.task, self.goals, self.render_mode = TASKS[settings.task], settings.goals, render_mode
+        self.sentences = sentences_by_goal() if sentences is None else sentences
+        self.observation_space, self.action_space = settings.spaces()
+        self.discrete, self.pictures, self.cameras = settings.discrete, pictures, {}
+        prepare(pictures)
+        self.sim_env = import_robosuite().make(
+            settings.task, robots=settings.robot, has_renderer=False, has_offscreen_renderer=pictures,
+            use_camera_obs=False, use_object_obs=False, control_freq=settings.control_freq, reward_shaping=True,
+            ignore_done=True, hard_reset=False, seed=0)
+        for observable in self.sim_env._observables.values():       # computed at every substep, and read by nobody
+            observable.set_enabled(False)
+            observable.set_active(False)
+        self.seed, self.episode = 0, -1
+
+    # --- what is the case -----------------------------------------------------------------------------------------
+    @property
+    def sim(self):
+        return self.sim_env.sim
+
+    @property
+    def gripper(self):
+        return self.sim_env.robots[0].gripper["right"]
+
+    def hand(self):
+        """The place between the fingertips."""
+        return self.sim.data.site_xpos[self.sim_env.robots[0].eef_site_id["right"]].copy()
+
+    def thing(self):
+        """The place of what the goal is about."""
+        return self.sim.data.body_xpos[self.sim.model.body_name2id(self.task.thing)].copy()
+
+    def hold(self):
+        """The place where it is to be grasped."""
+        name = self.task.hold
+        return self.sim.data.site_xpos[self.sim.model.site_name2id(name)].copy() if name else self.thing()
+
+    def object(self):
+        """robosuite's model of the thing."""
+        model, name = self.sim_env.model, self.task.thing.removesuffix("_main")
+        return next(thing for thing in model.mujoco_objects if thing.name == name)
+
+    def grasped(self):
+        return bool(self.sim_env._check_grasp(gripper=self.gripper, object_geoms=self.object()))
+
+    def target(self, goal=None):
+        """Where the thing is to be placed, [3]; None for goals that do not place it."""
+        env, goal = self.sim_env, goal or self.goal
+        if goal.startswith("place_can"):
+            return env.target_bin_placements[2 if goal.endswith("near") else 3].copy()
+        return env.sim.data.body_xpos[env.peg1_body_id].copy() if goal == "place_nut" else None
+
+    def over(self, goal=None):
+        """Whether the thing is over its target."""
+        target, place = self.target(goal), self.thing()
+        if target is None:
+            return False
+        reach = self.sim_env.bin_size[:2] / 4 if "can" in (goal or self.goal) else 0.03
+        return bool((np.abs(place - target)[:2] < reach).all())
+
+    def reached(self, goal=None):
+        """Whether the goal is."""
+        env, goal, place = self.sim_env, goal or self.goal, self.thing()
+        if goal == "push_cube":
+            on_table = place[2] < self.start[2] + 0.02
+            return bool(on_table and place[0] - self.start[0] > PUSHED)
+        if goal == "lift_nut":
+            return bool(self.grasped() and place[2] - self.start[2] > RAISED[goal])
+        if goal == "place_can_near":        # as robosuite judges of the can's own compartment
+            return bool(not env.not_in_bin(place, 2) and 1 - np.tanh(10 * np.linalg.norm(self.hand() - place)) < 0.6)
+        return bool(env._check_success())
+
+    def stages(self):
+        """Which STAGES hold now; only those that the goal has."""
+        raised = self.thing()[2] - self.start[2] > 0.04
+        now = {"reach": bool(np.linalg.norm(self.hand() - self.hold()) < 0.03), "grasp": self.grasped(),
+               "lift": bool(raised)}
+        if self.goal == "push_cube":
+            now = {"reach": bool(np.linalg.norm(self.hand() - self.thing()) < 0.06)}
+        return now | ({"hover": bool(raised and self.over())} if self.target() is not None else {})
+
+    def value(self):
+        """How far the goal has come, in [0, 1]: robosuite's shaped reward (`staged_rewards`), for every goal alike."""
+        if self.reached():
+            return 1.0
+        near = 0.1 * (1 - np.tanh(10 * np.linalg.norm(self.hand() - self.hold())))
+        if self.goal == "push_cube":
+            return near + 0.6 * float(np.clip((self.thing()[0] - self.start[0]) / PUSHED, 0, 1))
+        if not self.grasped():
+            # over its target a thing may fall: what was gained by bringing it there stays
+            return max(near, 0.5 if self.target() is not None and self.over() and self.stages()["lift"] else 0)
+        high = 0.25 if self.target() is not None else RAISED[self.goal]
+        lift = 0.35 + 0.15 * (1 - np.tanh(15 * max(self.start[2] + high - self.thing()[2], 0)))
+        if self.target() is None:
+            return float(lift)
+        away = np.linalg.norm((self.target() - self.thing())[:2])
+        return float((0.5 if self.over() else lift) + 0.2 * (1 - np.tanh(10 * away)))
+
+    # --- observations -----------------------------------------------------------------------------------------------
+    def camera(self, name):
+        if name not in self.cameras:
+            self.cameras[name] = Camera(self.sim, name)
+        return self.cameras[name]
+
+    def picture(self, names=None, size=None):
+        """uint8 [H,W*n,3] through the named cameras; black in an environment without pictures."""
+        names, size = names or self.settings.cameras, size or self.settings.resolution
+        if not self.pictures:
+            return np.zeros((size, size * len(names), 3), np.uint8)
+        return np.concatenate([self.camera(name).render(size, size) for name in names], axis=1)
+
+    def proprio(self):
+        """float32 [9]: see this file's beginning."""
+        robot = self.sim_env.robots[0]
+        w, *xyz = self.sim.data.get_body_xquat(robot.robot_model.eef_name["right"])
+        fingers = self.sim.data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
+        return np.clip(np.concatenate([self.hand(), [*xyz, w], fingers[:2]]).astype(np.float32),
+                       PROPRIO_LOW, PROPRIO_HIGH)
+
+    def observe(self):
+        obs = {"image": self.picture(), "goal": self.text}
+        return obs | {"proprio": self.proprio()} if self.settings.proprioception else obs
+
+    def places(self):
+        """float32 [2,2]: where the first camera sees the thing and its target, shares of the whole picture; NaN for
+        what it does not see."""
+        camera, target = self.camera(self.settings.cameras[0]), self.target()
+        points = [self.hold(), np.full(3, np.nan) if target is None else target]
+        return np.array([camera.place(point) / [len(self.settings.cameras), 1] for point in points], np.float32)
+
+    # --- Gymnasium's API ------------------------------------------------------------------------------------------
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.seed, self.episode = int(seed), -1
+        self.episode += 1
+        rng = np.random.default_rng([self.seed, self.episode])
+        drawn = self.goals[rng.integers(len(self.goals))]
+        wish = (options or {}).get("goal")
+        self.goal, self.text = self.understand(wish) if wish else (drawn, None)
+        self.scored = self.goal is not None
+        self.goal = self.goal or drawn
+        self.text = (options or {}).get("text") or self.text or self.say(self.goal, rng)
+        self.begin(rng)
+        return self.observe(), {"success": False, "goal": self.goal if self.scored else None}
+
+    def begin(self, rng):
+        self.sim_env.rng.bit_generator.state = np.random.default_rng(rng.integers(2**63)).bit_generator.state
+        self.sim_env.reset()
+        self.done_actions, self.stage = [], {}
+        self.sim.forward()
+        self.start = self.thing()
+        self.stage, self.before = self.stages(), self.value()
+
+    def understand(self, wish):
+        """A goal or a sentence -> (goal or None, sentence or None)."""
+        if wish in self.task.goals:
+            return wish, None
+        by_text = {text: goal for goal in self.task.goals for text in self.sentences.get(goal, ())}
+        return by_text.get(str(wish)), str(wish)
+
+    def say(self, goal, rng):
+        known = self.sentences.get(goal) or [goal]
+        return known[rng.integers(len(known))]
+
+    def advance(self, action):
+        """Holds an action; nothing is judged."""
+        vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
+        self.done_actions.append(action)
+        for _ in range(self.settings.action_repeat):
+            self.sim_env.step(vector)
+        self.sim.forward()      # what is seen is what is the case now, not one substep ago
+
+    def step(self, action):
+        self.advance(action)
+        for name, holds in self.stages().items():
+            self.stage[name] |= holds
+        success, value = self.reached() and self.scored, self.value()
+        reward = {"progress": value - self.before, "shaped": value, "sparse": float(success)}[self.settings.reward]
+        self.before = value
+        truncated = not success and len(self.done_actions) >= self.settings.max_steps
+        info = {"success": success, "goal": self.goal if self.scored else None}
+        if success or truncated:
+            reached = {name: float(self.stage.get(name, np.nan)) for name in STAGES}
+            info["episode"] = {"success": success, "goal": self.goal} | reached
+        return self.observe(), float(reward) if self.scored else 0.0, success, truncated, info
+
+    def render(self):
+        """For people: the scene beside what the policy sees, 256 high."""
+        return self.picture((*self.settings.cameras, "agentview") if "agentview" not in self.settings.cameras else None, 256)
+
+    def describe(self, action):
+        """An action in words."""
+        if self.discrete:
+            return ACTIONS[int(action)]
+        return "move ({:+.2f}, {:+.2f}, {:+.2f}), turn ({:+.2f}, {:+.2f}, {:+.2f}), gripper {:+.1f}".format(*action)
+
+    def note(self):
+        """The furthest stage reached so far."""
+        return next((name for name in reversed(STAGES) if self.stage.get(name)), "")
+
+    def close(self):
+        self.sim_env.close()
+
+    # --- what the trainer asks --------------------------------------------------------------------------------------
+    def expert_action(self, goal=None):
+        """What the scripted expert does now, for another goal if given."""
+        return expert_action(self, goal or self.goal)
+
+    def state(self):
+        """From which `restore` makes the same world: an episode is a function of its seed and its actions."""
+        return {"seed": self.seed, "episode": self.episode, "goal": self.goal, "text": self.text,
+                "actions": [np.asarray(action).tolist() for action in self.done_actions]}
+
+    def restore(self, state):
+        self.seed, self.episode = int(state["seed"]), int(state["episode"]) - 1
+        self.reset(options={"goal": state["goal"], "text": state["text"]})
+        for action in state["actions"]:
+            self.advance(action)
+            for name, holds in self.stages().items():
+                self.stage[name] |= holds
+        self.before = self.value()
+        return self.observe()
+
+
+# --- many worlds ------------------------------------------------------------------------------------------------
+class _Worker(RobosuiteEnv):
+    """World `index` of many: it takes its own out of what is said to all."""
+
+    def __init__(self, index, **settings):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the trainer, which finishes and saves
+        super().__init__(**settings)
+        self.index = index
+
+    def reset(self, *, seed=None, options=None):
+        mine = {key[:-1]: values[self.index] for key, values in (options or {}).items() if values is not None}
+        return super().reset(seed=seed, options=mine)
+
+    def restore(self, states):
+        return super().restore(states[self.index])
+
+    def teach(self, goals):
+        """The expert's action and `places` for this world's one of `goals`, as if it had been asked."""
+        asked, self.goal = self.goal, goals[self.index] or self.goal
+        try:
+            return expert_action(self, self.goal), self.places()
+        finally:
+            self.goal = asked
+
+
+class _Make:
+    """Makes a worker's world in the worker; in the process that starts the workers, a stand-in which has the spaces
+    only: Gymnasium asks it for them, and a process that has rendered must not fork."""
+
+    def __init__(self, index, settings):
+        self.index, self.settings, self.parent = index, settings, os.getpid()
+
+    def __call__(self):
+        if os.getpid() != self.parent:
+            return _Worker(self.index, **self.settings)
+        own = {key: value for key, value in self.settings.items() if key not in ("sentences", "pictures")}
+        stand_in = gymnasium.Env()
+        stand_in.observation_space, stand_in.action_space = Settings(**own).spaces()
+        return stand_in
+
+
+class RobosuiteVectorEnv(AsyncVectorEnv):
+    """Several robot arms, each in a process of its own; autoreset mode SAME_STEP.
+
+    `reset(seed=int or list, options={"goals": [...], "texts": [...]})` fixes seeds, and goals and sentences of the first
+    episode (None entries are drawn). `infos` reports `success` at every step, and at an episode's end `final_obs` and
+    `episode` (success, goal, and 1 or 0 for each of STAGES, NaN for one that the goal has not)."""
+
+    def __init__(self, num_envs, sentences=None, pictures=True, **settings):
+        self.settings, self.pictures = Settings(**settings), pictures
+        self.sentences = sentences_by_goal() if sentences is None else sentences
+        prepare(pictures)
+        settings = settings | {"sentences": self.sentences, "pictures": pictures}
+        super().__init__([_Make(i, settings) for i in range(num_envs)], shared_memory=False,
+                         autoreset_mode=AutoresetMode.SAME_STEP)
+        self.words = tuple(f"1 {goal}" for goal in sorted(self.settings.goals))
+        self._now = [self.settings.goals[0]] * num_envs
+
+    def reset(self, *, seed=None, options=None):
+        seed = None if seed is None else [int(s) for s in np.atleast_1d(seed)] if np.ndim(seed) else int(seed)
+        obs, infos = super().reset(seed=seed, options=options)
+        self._now = list(infos["goal"])
+        return obs, infos
+
+    def step(self, actions):
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        if "final_info" in infos:
+            infos["episode"] = infos.pop("final_info")["episode"]
+        self._now = list(infos["goal"])
+        return obs, rewards.astype(np.float32), terminated, truncated, infos
+
+    def render(self):
+        return self.call("render")
+
+    # --- what the trainer asks ------------------------------------------------------------------------------------
+    def _teach(self, goals):
+        actions, places = zip(*self.call("teach", list(goals)), strict=True)
+        return np.stack([np.asarray(a, self.single_action_space.dtype) for a in actions]), np.stack(places)
+
+    def expert_actions(self):
+        """What the scripted expert does now [E,...]; it sees the true state."""
+        return self._teach([None] * self.num_envs)[0]
+
+    def ask_otherwise(self, rng, share):
+        """As if something else had been asked here and now, of a `share` of the worlds -> what is asked (`goal`, E
+        sentences; float32 `words` [E,V]; int `due` [E], all 0; `places` [E,2,2], see RobosuiteEnv.places), and the
+        expert's actions for it [E,...]."""
+        other = rng.random(self.num_envs) < share
+        goals = [self.settings.goals[rng.integers(len(self.settings.goals))] if change else goal
+                 for goal, change in zip(self._now, other, strict=True)]
+        actions, places = self._teach(goals)
+        return {"goal": tuple(self._say(goal, rng) for goal in goals), "words": self._said(goals),
+                "due": np.zeros(self.num_envs, np.int64), "places": places}, actions
+
+    def things_to_say(self, rng, n):
+        """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""
+        goals = [self.settings.goals[i] for i in rng.integers(len(self.settings.goals), size=n)]
+        return tuple(self._say(goal, rng) for goal in goals), self._said(goals)
+
+    def _say(self, goal, rng):
+        known = self.sentences.get(goal) or [goal]
+        return known[rng.integers(len(known))]
+
+    def _said(self, goals):
+        return np.array([[word == f"1 {goal}" for word in self.words] for goal in goals], np.float32)
+
+    def noop_actions(self):
+        """Staying where it is [E,...]; of the named actions, "open gripper" does."""
+        return np.full(self.num_envs, 7) if self.settings.discrete else np.zeros((self.num_envs, 7), np.float32)
+
+    def random_actions(self, rng):
+        if self.settings.discrete:
+            return rng.integers(8, size=self.num_envs)
+        return rng.uniform(-1, 1, (self.num_envs, 7)).astype(np.float32)
+
+    def balanced_goals(self, n):
+        """n goals that go round through all that this environment asks for."""
+        return [self.settings.goals[i % len(self.settings.goals)] for i in range(n)]
+
+    def state(self):
+        return {"worlds": [json.dumps(state) for state in self.call("state")]}
+
+    def restore(self, state):
+        """Back to a `state()`; returns its observation."""
+        states = [json.loads(text) for text in state["worlds"]]
+        parts = self.call("restore", states)
+        self._now = [one["goal"] for one in states]
+        return {key: np.stack([part[key] for part in parts]) if key != "goal" else tuple(p["goal"] for p in parts)
+                for key in parts[0]}
+
+
+gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite_env:RobosuiteEnv")
+
+if __name__ == "__main__":
+    sys.exit(doctor())
