@@ -87,6 +87,9 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
     'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
     'vlm.bc_relabel': (0.5, SHARE, 'share of pairs that ask for another goal in the same state'),
+    'vlm.bc_episodes': (0, NATURAL, 'demonstrations kept in the run\'s folder; 0: fresh ones, each seen once'),
+    'vlm.bc_data': ('', TEXT, 'demonstrations to clone, a file or folder, in place of making some'),
+    'vlm.bc_policy': (0.0, SHARE, 'share of the later demonstrations that the policy acts and the expert labels'),
     'vlm.bc_subword_dropout': (0.0, BELOW_1, 'cloning and reading: share of places where words are cut at random'),
     'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
     'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
@@ -98,9 +101,10 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.entropy_coef': (0.01, NOT_NEGATIVE, 'weight of the entropy bonus'),
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
     'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
+    'env.world': ('particles', one_of('particles', 'robosuite'), 'what the agent acts in'),
     'env.num_envs': (8, COUNT, 'environments side by side, of all processes'),
-    'env.max_steps': (32, COUNT, 'time limit of an episode, steps for each of its goals'),
-    'env.goals': ([], NAME, 'goals, or sets: simple, amounts, by_particle, at_once, in_order; empty: simple'),
+    'env.max_steps': (32, COUNT, 'time limit of an episode, actions for each of its goals'),
+    'env.goals': ([], NAME, 'goals, or sets: simple, amounts, by_particle, at_once, in_order; empty: the world\'s own'),
     'env.sentences': ([], NAME, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
     'env.chain': (0.0, BELOW_1, 'share of training episodes that go on in the world as the one before has left it'),
     'world.width': (64, PIXELS, 'pixels'),
@@ -118,6 +122,15 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'physics.thermal_radiation_rate': (0.01, NOT_NEGATIVE, 'heat radiated to near particles per step'),
     'physics.thermal_conduction': (1.0, NOT_NEGATIVE, 'heat conducted between touching particles per step'),
     'physics.thermal_radiation_radius': (10.0, POSITIVE, 'reach of that radiation, pixels'),
+    'robosuite.task': ('PickPlaceCan', one_of('Lift', 'PickPlaceCan', 'NutAssemblySquare'), 'the scene'),
+    'robosuite.robot': ('Panda', NAME, 'the arm'),
+    'robosuite.cameras': (['robot0_eye_in_hand'], NAME, 'cameras, whose pictures are seen side by side'),
+    'robosuite.resolution': (84, PIXELS, 'sides of each picture, pixels'),
+    'robosuite.control_freq': (20, COUNT, 'control steps per second'),
+    'robosuite.action_space': ('discrete', one_of('discrete', 'continuous'), '8 named actions, or a 7-vector'),
+    'robosuite.action_repeat': (1, COUNT, 'control steps that an action is held for'),
+    'robosuite.proprioception': (False, BOOL, 'the policy also knows where its hand and fingers are'),
+    'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
     'eval.episodes': (512, COUNT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
     'eval.every': (10, NATURAL, 'PPO iterations between evaluations; 0: never'),
@@ -203,6 +216,49 @@ def vlm_full(config):
 def vlm_long(config):
     """10 epochs of behaviour cloning, then 100 PPO iterations"""
     config.vlm.update(bc_epochs=10, ppo_epochs=100)
+
+
+def _robosuite(config, task, *goals):
+    """The second world, with PPO as the system it comes from has it; a tiny model learns in its own way."""
+    config.env.update(world='robosuite', goals=list(goals), num_envs=4, max_steps=100)
+    config.robosuite.update(task=task, action_repeat=5, proprioception=True)
+    config.vlm.update(rollout_steps=128, bc_samples=100000, bc_episodes=400, bc_policy=0.5, bc_perturb=0.1)
+    config.rl.update(clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, ppo_epochs=4, value_coef=0.5, entropy_coef=0.01)
+    config.eval.episodes = 100
+    if config.model.vlm.name != 'vlm_tiny':
+        config.train.update(batch_size=4, lr=3e-5, head_lr=3e-5, value_lr=3e-5)
+
+
+@preset('world')
+def robosuite_can(config):
+    """a robot arm puts a can into one of two compartments"""
+    _robosuite(config, 'PickPlaceCan', 'place_can', 'place_can_near')
+
+
+@preset('world')
+def robosuite_lift(config):
+    """a robot arm lifts a cube or pushes it away"""
+    _robosuite(config, 'Lift', 'lift_cube', 'push_cube')
+    config.robosuite.action_repeat = 4
+
+
+@preset('world')
+def robosuite_square(config):
+    """a robot arm puts a nut on its peg or lifts it: the hand turns, so the action is a vector"""
+    _robosuite(config, 'NutAssemblySquare', 'place_nut', 'lift_nut')
+    config.robosuite.update(action_space='continuous', action_repeat=4)
+
+
+@preset('length')
+def robosuite_quick(config):
+    """2,000 steps of PPO after a little cloning"""
+    config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)))
+
+
+@preset('length')
+def robosuite_full(config):
+    """100,000 steps of PPO"""
+    config.vlm.update(rollout_steps=128, ppo_epochs=-(-100000 // (128 * config.env.num_envs)))
 
 
 @preset('gravity')

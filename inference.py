@@ -85,11 +85,11 @@ def save_gif(scenes, path, milliseconds=140):
 # --- episodes ---------------------------------------------------------------------------------------------------
 @dataclass
 class Step:
-    """One step of an episode: the action in `words`, its `status`, what the model has `understood` (words of the goal
-    language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter), and of the
-    last step the episode's `outcome`."""
+    """One step of an episode: the action in `words`, a `note` on how it went, what the model has `understood` (words of
+    the goal language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter), and of
+    the last step the episode's `outcome`."""
     words: str
-    status: str
+    note: str
     understood: list
     frame: object
     began: float
@@ -97,40 +97,34 @@ class Step:
     outcome: str
 
 
-def make_world(settings, max_steps=None, sentences=None):
-    """The world that a config describes, shown in about the same size whatever its own."""
-    from simulator.goal_env import ParticleEnv
-    world = settings.get("world", {})
-    scale = max(1, SHOWN // max(world.get("width", 64), world.get("height", 64)))
-    return ParticleEnv(render_scale=scale, max_steps=max_steps or settings.get("env", {}).get("max_steps", 32),
-                       physics=dict(settings.get("physics", {})), sentences=sentences, **world)
-
-
 def play(env, policy, obs, deterministic=True):
-    """An episode of a ParticleEnv from its first observation on: yields each Step."""
-    from simulator.action_operator import Action
+    """An episode of one world (see simulator.worlds) from its first observation on: yields each Step."""
     goal, outcome, k = obs["goal"], "", 0
     while not outcome:
         began = time.perf_counter()
-        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=deterministic)
+        body = {"proprio": obs["proprio"][None]} if "proprio" in obs else {}
+        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=deterministic, **body)
         action, decided = actions[0].cpu().numpy(), time.perf_counter()
         obs, _, terminated, truncated, info = env.step(action)
-        words, k = Action.from_vector(action).describe(), k + 1
+        words, note, k = env.describe(action), info["note"], k + 1
         if terminated or truncated:
             reached = f"{'reached' if info['success'] else 'not reached'} in {k} steps"
             outcome = reached if info["goal"] else "not scored"
-        frame = draw_frame(env.render(), goal, f"{k}: {words}" + (f": {outcome}" if outcome else ""))
-        yield Step(words, info["action_status"], policy.understood(output)[0], frame, began, decided, outcome)
+        line = f"{k}: {words}" + (f" [{note}]" if note else "") + (f": {outcome}" if outcome else "")
+        frame = draw_frame(env.render(), goal, line)
+        yield Step(words, note, policy.understood(output)[0], frame, began, decided, outcome)
 
 
 def record(policy, config, asked):
     """Episodes of a policy as scenes for `save_gif`, one for each (goal, seed) of `asked`, in the world of a config."""
-    from simulator.goal_env import training_sentences
-    env, scenes = make_world(config, sentences=training_sentences(config)), []
+    from simulator.worlds import world_of
+    world, scenes = world_of(config), []
+    env = world.make_world(config, sentences=world.sentences(config))
     for goal, seed in asked:
         obs, _ = env.reset(seed=seed, options={"goal": str(goal)})
         scenes.append([draw_frame(env.render(), obs["goal"], "start")])
         scenes[-1] += [step.frame for step in play(env, policy, obs)]
+    env.close()
     return scenes
 
 
@@ -140,13 +134,14 @@ def decide(policy, seen, goal, deterministic=True):
     acts on, (x, y) as shares of the picture, or None."""
     import numpy as np
 
-    from simulator.action_operator import Action
+    from simulator.worlds import world_of
     actions, _, output = policy.sample_action([seen], [goal], deterministic=deterministic)
-    action, spec = actions[0].cpu().numpy(), policy.spec
-    low, high = np.array([spec.low, spec.high])[:, list(spec.point)]
-    acts_on_a_place = spec.uses[round(float(action[0]))][spec.point[0]]
-    place = (action[list(spec.point)] - low) / (high - low) if acts_on_a_place else None
-    return Action.from_vector(action).describe(), policy.understood(output)[0], place
+    action, spec, place = actions[0].cpu().numpy(), policy.spec, None
+    if hasattr(spec, "point") and spec.uses[round(float(action[0]))][spec.point[0]]:
+        low, high = np.array([spec.low, spec.high])[:, list(spec.point)]
+        place = (action[list(spec.point)] - low) / (high - low)
+    words = world_of(getattr(policy, "meta", {}).get("config", {})).describe(action)
+    return words, policy.understood(output)[0], place
 
 
 def pixel(place, width, height):
@@ -180,7 +175,9 @@ def add_model_arguments(parser):
 def show_episode(args, policy, goal, started):
     """Prints an episode in a world -> its scenes for the GIF, and what came of it."""
     from simulator.reader import explain
-    env = make_world(policy.meta.get("config", {}), args.steps)
+    from simulator.worlds import world_of
+    config = policy.meta.get("config", {})
+    env = world_of(config).make_world(config, args.steps)
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
     reason = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
@@ -193,7 +190,7 @@ def show_episode(args, policy, goal, started):
                   f"first action after {step.decided - started:.1f} s")
         else:                    # the first one also warms up
             deciding += step.decided - step.began
-        print(f"{k:3d}  {step.words}" + ("" if step.status == "OK" else f"  [{step.status.lower()}]"))
+        print(f"{k:3d}  {step.words}" + (f"  [{step.note}]" if step.note else ""))
         frames.append(step.frame)
     return [frames], step.outcome + (f", {(k - 1) / deciding:.0f} decisions per second" if deciding else "")
 
@@ -261,6 +258,8 @@ def main(argv=None):
         pictures = [(name_of(source), read_picture(source)) for source in args.image or ()]
         policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
         torch.manual_seed(args.seed)
+        if pictures and policy.body:
+            return fail(f"{args.model} also reads what its arm's body tells, which pictures do not: leave out --image")
         if pictures:
             scenes, outcome = show_pictures(args, policy, goal, started, pictures)
         else:

@@ -49,16 +49,15 @@ from inference import record, save_gif
 from models import checkpoint
 from models.backbone import Backbone
 from models.base_model import random_files
-from models.heads import ActionSpec
+from models.heads import spec_from_space
 from models.learner import Learner, NotFinite
 from models.losses import compute_gae, explained_variance, normalize
 from models.tracker import Log, TrackerError, alarms
 from models.vlm_policy import VLMPolicy
 from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show
-from simulator.goal_env import make_env, training_sentences
 from simulator.goals import GoalError
-from simulator.language import corpus_hash
 from simulator.rollout import collect, join_states, part_of_state
+from simulator.worlds import make_env, world_of
 
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses
@@ -82,7 +81,7 @@ def build_policy(config, env, device="cpu"):
     torch.manual_seed(config.seed)
     try:
         if vlm.init == "random":
-            sentences = sorted(text for texts in training_sentences(config).values() for text in texts)
+            sentences = sorted(text for texts in world_of(config).sentences(config).values() for text in texts)
             backbone = Backbone.from_files(random_files(vlm.name, sentences), vlm.name, device=device, **settings)
         else:
             backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
@@ -92,8 +91,9 @@ def build_policy(config, env, device="cpu"):
     if vlm.gradient_checkpointing:
         backbone.checkpoint_activations()
     with torch.device(device):
-        return VLMPolicy(backbone, ActionSpec.from_space(env.single_action_space), config.model.heads.hidden,
-                         config.model.heads.init_std, env.words)
+        body = env.single_observation_space.get("proprio")
+        return VLMPolicy(backbone, spec_from_space(env.single_action_space), config.model.heads.hidden,
+                         config.model.heads.init_std, env.words, body and (body.low.tolist(), body.high.tolist()))
 
 
 def make_accelerator(config):
@@ -140,8 +140,9 @@ def update_ppo(learner, rollout, config, generator, critic_only=False):
     advantages = normalize(advantages.flatten(), gather(on(advantages.flatten())).cpu())
     if critic_only:         # nothing of what it reads changes meanwhile
         task, passes, target = "value", 4 * config.rl.ppo_epochs, math.inf
-        last = torch.cat([learner.model("last", select(obs, index)) for index in torch.arange(len(actions)).split(64)])
-        arguments = lambda index: (last[index], returns[index])
+        judged = torch.cat([learner.model("before_critic", select(obs, index))
+                            for index in torch.arange(len(actions)).split(64)])
+        arguments = lambda index: (judged[index], returns[index])
     else:
         task, passes, target = "ppo", config.rl.ppo_epochs, 1.5 * config.rl.target_kl
         arguments = lambda index: (select(obs, index), actions[index], log_probs[index], advantages[index],
@@ -195,9 +196,6 @@ def train(config, resume=None):
         env = make_env(config, config.env.num_envs // accelerator.num_processes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    # worlds that cannot be started are refused now, before anything is written
-    probe = make_env(config, num_envs=64)
-    probe.reset(seed=0, options={"goals": probe.balanced_goals(64)})
     policy, folder = build_policy(config, env), Path(config.train.output_dir)
     with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
         try:
@@ -231,7 +229,7 @@ class Run:
             self.tally = state["tally"][:, self.mine].copy()
             if state["worlds"]:
                 self.obs = env.restore(part_of_state(state["worlds"], self.mine))
-        self.corpus = corpus_hash(config.env.sentences)
+        self.corpus = world_of(config).corpus(config)
         self.log = Log(folder, config.log, config.to_dict(), self.at["lines"]) if self.is_main else None
         self.began = time.perf_counter() - self.at["seconds"]
         self.stopping = Interrupt()
@@ -344,18 +342,18 @@ class Run:
         self.at["env_steps"] += self.samples
         ended = gather_object(rollout.episodes)
         if ended:
-            row |= {f"rollout/{name}": float(np.mean([episode[key] for episode in ended])) for name, key in (
-                ("success_rate", "success"), ("return", "return"), ("length", "length"))}
+            row |= told(ended)
         return row | {"rollout/episodes": len(ended), "time/env_steps_per_s": round(self.samples / collected, 1)}
 
     def evaluate(self):
         """The policy on the validation episodes; the best one is kept."""
-        count = self.config.eval.episodes
-        env = make_env(self.config, num_envs=min(128, count))
-        goals, act = env.balanced_goals(count), policy_actor(self.learner.actor, True)
-        run = lambda rows: run_episodes(env, act, VALIDATION_SEED + rows, [goals[i] for i in rows])
+        count, act = self.config.eval.episodes, policy_actor(self.learner.actor, True)
+        goals, paused = self.env.balanced_goals(count), self.env.state() if self.obs is not None else None
+        run = lambda rows: run_episodes(self.env, act, VALIDATION_SEED + rows, [goals[i] for i in rows])
         self.policy.eval()
         result = self.spread(run, count)
+        if paused:
+            self.env.restore(paused)
         success = float(result["success"].mean())
         if success >= self.at["best"]:
             self.at["best"] = success
@@ -400,9 +398,8 @@ class Run:
         meta, weights, _ = checkpoint.load(self.folder / BEST)
         self.policy.load_weights(weights)
         self.policy.use_dropout(False).eval()       # nothing but reading may have come before
-        env = make_env(config, num_envs=min(128, config.eval.episodes))
-        figures = evaluate_policy(env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread)
-        goals = env.balanced_goals(config.eval.episodes)
+        figures = evaluate_policy(self.env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread)
+        goals = self.env.balanced_goals(config.eval.episodes)
         firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
         shown = firsts[::math.ceil(len(firsts) / 4)]
         scenes = record(self.learner.actor, config, [(goals[i], config.eval.seed + i) for i in shown])
@@ -435,6 +432,14 @@ class Run:
     def asked_to_stop(self):
         """Whether any process was."""
         return float(self.learner.mean(float(bool(self.stopping)))) > 0
+
+
+def told(episodes):
+    """What finished episodes (of a Rollout) come to on the average: {"rollout/...": float}, without what none tells."""
+    names = {name for episode in episodes for name in episode if name != "goal"}
+    means = {name: np.array([episode[name] for episode in episodes], float) for name in names}
+    return {f"rollout/{'success_rate' if name == 'success' else name}": float(np.nanmean(values))
+            for name, values in sorted(means.items()) if not np.isnan(values).all()}
 
 
 def seed_unit(seed, stage, unit, rank=0):

@@ -1,7 +1,8 @@
-"""Heads on the backbone's hidden states, and the distribution over hybrid actions.
+"""Heads on the backbone's hidden states, and the distributions over actions: one kind for each kind of action space.
 
 Legend: B samples, S goals of a plan, W words of a goal, V words of all goals, T tokens of a sentence, P patches of a
-picture, D hidden size, E width of the vision tower, K action types, A numbers in an action vector, C continuous ones.
+picture, D hidden size, E width of the vision tower, K action types, A numbers in an action vector, C continuous ones,
+Q numbers of proprioception.
 """
 import math
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
-class ActionSpec:
+class HybridSpec:
     """A hybrid action vector as plain data, so that a checkpoint can hold it: column 0 is the action type,
     `continuous` columns are bounded numbers, `categorical` a column of classes, the rest keeps its `low`.
     `uses[k][a]` says whether type k reads column a. `point` are the two columns that are image coordinates."""
@@ -28,19 +29,60 @@ class ActionSpec:
     categorical: int
 
     @classmethod
-    def from_space(cls, space):
-        """From a Gymnasium Box that carries the layout of a hybrid action (see simulator.goal_env.HybridAction)."""
-        if not hasattr(space, "uses"):
-            raise TypeError(f"no action head for {space}: give a hybrid action space (goal_env.HybridAction)")
-        return cls.from_dict({"low": space.low, "high": space.high, "uses": space.uses,
-                              "continuous": space.continuous, "point": space.point, "categorical": space.categorical})
-
-    @classmethod
-    def from_dict(cls, d):
+    def of(cls, d):
         floats = {key: tuple(float(v) for v in d[key]) for key in ("low", "high")}
         ints = {key: tuple(int(v) for v in d[key]) for key in ("continuous", "point")}
         uses = tuple(tuple(bool(v) for v in row) for row in d["uses"])
         return cls(**floats, **ints, uses=uses, categorical=int(d["categorical"]))
+
+    def head(self, *widths):
+        return HybridHead(self, *widths)
+
+
+@dataclass(frozen=True)
+class DiscreteSpec:
+    """One of n actions, an int64; `names` where they have some."""
+    n: int
+    names: tuple = ()
+
+    @classmethod
+    def of(cls, d):
+        return cls(int(d["n"]), tuple(d["names"]))
+
+    def head(self, width, image_width, hidden, init_std):
+        return DiscreteHead(self, width, image_width, hidden)
+
+
+@dataclass(frozen=True)
+class BoxSpec:
+    """A vector of numbers, each between its `low` and `high`."""
+    low: tuple
+    high: tuple
+
+    @classmethod
+    def of(cls, d):
+        return cls(*(tuple(float(v) for v in d[key]) for key in ("low", "high")))
+
+    def head(self, *widths):
+        return BoxHead(self, *widths)
+
+
+def spec_from_dict(d):
+    """The spec that `dataclasses.asdict` made plain data of."""
+    return (HybridSpec if "uses" in d else DiscreteSpec if "n" in d else BoxSpec).of(d)
+
+
+def spec_from_space(space):
+    """From a Gymnasium space: Discrete (with `names`, if it has some), a bounded Box of one axis, or one that carries
+    the layout of a hybrid action (simulator.goal_env.HybridAction). TypeError for any other."""
+    from gymnasium import spaces
+    if hasattr(space, "uses"):
+        return HybridSpec.of(vars(space) | {"low": space.low, "high": space.high})
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return DiscreteSpec(int(space.n), tuple(getattr(space, "names", ())))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.is_bounded():
+        return BoxSpec.of({"low": space.low, "high": space.high})
+    raise TypeError(f"no action head for {space}: give Discrete(n), a bounded Box of one axis, or a HybridAction")
 
 
 def _log_z(mean, std):
@@ -73,21 +115,97 @@ class UnitTruncatedNormal:
         return 0.5 + LOG_SQRT_2PI + self.std.log() + log_z + (alpha * phi(alpha) - beta * phi(beta)) / (2 * log_z.exp())
 
 
-class HybridDistribution:
+class Looked:
+    """What a head looked at before it decided: `glances` [B,G,P], its attention for patches with `centres` [P,2], and
+    `due` [B,S], logits, which goal of the plan it serves. Distributions of actions inherit it."""
+
+    def looked(self, glances, centres, due):
+        self.glances, self.centres, self.due = glances, centres, due
+        return self
+
+    def log_looked(self, actions, places, due):
+        """Log of the attention [B] for what there is to see where `actions` are right: the `places` [B,R,2], shares of
+        the picture, and the goal that is `due` [B]. As a loss of its own it teaches to tell things apart, long before
+        the likelihood of the actions does."""
+        return self.log_glanced(places) + self.log_due(due)
+
+    def log_glanced(self, places):
+        """Log of the attention [B] of the first glances for the patches nearest to `places` [B,R,2], shares of the
+        picture, summed over R; a place that is NaN does not count."""
+        known = places.isfinite().all(-1)
+        patch = torch.cdist(places.nan_to_num(), self.centres).argmin(-1)
+        looked = self.glances[:, :places.shape[1]].gather(2, patch[..., None]).squeeze(-1)
+        return (known * (looked + 1e-6).log()).sum(-1)
+
+    def log_due(self, number):
+        """Log-probability [B] that the goal which is served is the one of this `number` [B] in its plan."""
+        return self.due.log_softmax(-1).gather(1, number[:, None]).squeeze(1)
+
+    def hold_spread(self):
+        """Leaves how far samples spread out of the gradient: it is PPO's to learn, and likelihood of an expert's
+        actions would shrink it until every ratio explodes."""
+
+
+class Categorical(Looked):
+    """One of n actions, from `logits` [B,n]; actions int64 [B]."""
+
+    def __init__(self, logits):
+        self.pi = torch.distributions.Categorical(logits=logits)
+        self.logits = self.pi.logits
+
+    def sample(self, deterministic=False):
+        return self.logits.argmax(-1) if deterministic else self.pi.sample()
+
+    def log_prob(self, actions):
+        if actions.shape != self.logits.shape[:1]:
+            raise ValueError(f"actions must be [{len(self.logits)}], not {list(actions.shape)}")
+        return self.logits.gather(1, actions.long()[:, None]).squeeze(1)
+
+    def entropy(self):
+        return self.pi.entropy()
+
+
+class BoxDistribution(Looked):
+    """Independent truncated normals: modes `mean` [B,A] in [0, 1], shares of each number's range, and `std` [A];
+    actions float32 [B,A]."""
+
+    def __init__(self, spec, mean, std):
+        self.mean, self.std = mean, std
+        self.low, high = (torch.tensor(bound, dtype=mean.dtype, device=mean.device) for bound in (spec.low, spec.high))
+        self.range = high - self.low
+
+    @property
+    def unit(self):
+        return UnitTruncatedNormal(self.mean, self.std.expand_as(self.mean))
+
+    def sample(self, deterministic=False):
+        return (self.low + (self.mean if deterministic else self.unit.sample()) * self.range).float()
+
+    def log_prob(self, actions):
+        if actions.shape != self.mean.shape:
+            raise ValueError(f"actions must be {list(self.mean.shape)}, not {list(actions.shape)}")
+        return self.unit.log_prob(((actions - self.low) / self.range).clamp(0, 1)).sum(-1)
+
+    def entropy(self):
+        return self.unit.entropy().sum(-1)
+
+    def hold_spread(self):
+        self.std = self.std.detach()
+
+
+class HybridDistribution(Looked):
     """p(type) times, for each parameter that the type uses, p(parameter | type).
 
     `type_logits` [B,K]; the image point (x, y) given a type is a mixture of M truncated normals with weights
     `mode_logits` [B,K,M] and modes `point` [B,K,M,2]; the other continuous parameters have modes `other` [B,K,C-2];
     all in [0, 1] (share of the parameter's range), with `std` [K,C]; `class_logits` [B,K2] of the categorical column.
-    `attention` [B,K,M,P] says from which patches of the picture, with their `centres` [P,2], a point was read,
-    `glances` [B,G,P] at which ones it looked before, and `due` [B,S], logits, which goal of the plan it serves.
+    `attention` [B,K,M,P] says from which patches of the picture a point was read.
     """
 
-    def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits, attention=None,
-                 glances=None, centres=None, due=None):
+    def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits, attention=None):
         self.spec, self.type_logits, self.class_logits = spec, type_logits, class_logits
         self.mode_logits, self.point, self.other, self.std = mode_logits, point, other, std
-        self.attention, self.glances, self.centres, self.due = attention, glances, centres, due
+        self.attention = attention
         tensor = lambda values: torch.tensor(values, dtype=point.dtype, device=point.device)
         low, high = tensor(spec.low), tensor(spec.high)
         columns = list(spec.continuous)
@@ -127,8 +245,7 @@ class HybridDistribution:
 
     def log_attended(self, actions):
         """Log of the attention [B] that the patch nearest to the points of `actions` [B,A] gets; 0 but for types that
-        change a property of one thing, whose point is where that thing is. As a loss of its own it teaches to tell
-        things apart, long before the likelihood of the point does."""
+        change a property of one thing, whose point is where that thing is."""
         kind = actions[:, 0].round().long()
         rows = torch.arange(len(kind), device=kind.device)
         unit = ((actions[:, list(self.spec.continuous)] - self.low) / self.range)[:, :2]
@@ -137,17 +254,11 @@ class HybridDistribution:
         attended = (weights * self.attention[rows, kind, :, patch]).sum(-1)
         return self.uses_point[kind] * self.uses_class[kind] * (attended + 1e-6).log()
 
-    def log_glanced(self, places):
-        """Log of the attention [B] of the first glances for the patches nearest to `places` [B,R,2], shares of the
-        picture, summed over R; a place that is NaN does not count."""
-        known = places.isfinite().all(-1)
-        patch = torch.cdist(places.nan_to_num(), self.centres).argmin(-1)
-        looked = self.glances[:, :places.shape[1]].gather(2, patch[..., None]).squeeze(-1)
-        return (known * (looked + 1e-6).log()).sum(-1)
+    def log_looked(self, actions, places, due):
+        return self.log_attended(actions) + super().log_looked(actions, places, due)
 
-    def log_due(self, number):
-        """Log-probability [B] that the goal which is served is the one of this `number` [B] in its plan."""
-        return self.due.log_softmax(-1).gather(1, number[:, None]).squeeze(1)
+    def hold_spread(self):
+        self.std = self.std.detach()
 
     def entropy(self):
         """H(type) + sum over types of p(type) H(what the type uses), [B]. Exact but for the mixture of the point, for
@@ -169,45 +280,29 @@ def _mlp(width, hidden):
     return nn.Sequential(*layers), width
 
 
-class HybridHead(nn.Module):
-    """Action head of a hybrid space: a trunk on the last token's hidden state, then type, parameters and class.
+class LookingHead(nn.Module):
+    """What every action head begins with: a trunk on what is known of the goal, and a few glances at the picture.
 
-    Image coordinates are pointed at: for each type a few queries attend over the picture's patches; the expectation of
-    their centres plus an offset read from what was attended to is one mode of (x, y). An MLP on the last token alone
-    does not learn to localise in minutes, and a single mode cannot say "here or there". A few more queries look around
-    before anything is decided: what to do depends on the picture too (is it warm yet?), and by way of the last token
-    alone that is learned far more slowly.
-
-    Of a plan of several goals one is served at a time: each goal is thought about apart, with the same weights, then
-    one is chosen, by what is seen. So what is learned of goals holds in plans that were never trained.
+    What to do depends on the picture too (is it warm yet?), and by way of the last token alone that is learned far more
+    slowly than by queries which attend over the patches. Of a plan of several goals one is served at a time: each goal
+    is thought about apart, with the same weights, then one is chosen, by what is seen. So what is learned of goals
+    holds in plans that were never trained.
     """
 
-    def __init__(self, spec, width, image_width, hidden, init_std, modes=4, key_width=32, glances=8):
+    def __init__(self, width, image_width, hidden, key_width=32, glances=8):
         super().__init__()
-        if tuple(spec.continuous[:2]) != tuple(spec.point):
-            raise ValueError("the first two continuous columns must be the image coordinates")
-        self.spec, self.key_width = spec, key_width
-        self.kinds, self.modes, others = len(spec.uses), modes, len(spec.continuous) - 2
-        classes = int(spec.high[spec.categorical] - spec.low[spec.categorical]) + 1
-        self.trunk, out = _mlp(width, hidden)
-        self.glance = nn.Linear(out, glances * key_width)
-        self.join = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, out))
-        self.due = nn.Sequential(nn.Linear(out + glances * key_width, out), nn.GELU(), nn.Linear(out, 1))
-        self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
-        self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
-        self.query, self.aim = (nn.Linear(out, self.kinds * modes * key_width) for _ in range(2))
+        self.key_width = key_width
+        self.trunk, self.out = _mlp(width, hidden)
+        self.glance = nn.Linear(self.out, glances * key_width)
+        self.join = nn.Sequential(nn.Linear(self.out + glances * key_width, self.out), nn.GELU(),
+                                  nn.Linear(self.out, self.out))
+        self.due = nn.Sequential(nn.Linear(self.out + glances * key_width, self.out), nn.GELU(), nn.Linear(self.out, 1))
         self.key, self.look = nn.Linear(image_width, key_width), nn.Linear(image_width, key_width)
         self.place = nn.Linear(10, key_width)
-        self.offset = nn.Linear(key_width, 2)
-        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * key_width, modes + others + classes))
-        self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
-        for layer in (self.kind, self.mode, self.other, self.classes):   # near uniform types, middling parameters
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
 
-    def forward(self, goals, image, centres):
+    def see(self, goals, image, centres):
         """What is known of each goal of a plan [B,S,W], image [B,P,D+E], and the patches' centres [P,2] in [0,1] (x, y)
-        -> HybridDistribution."""
+        -> z [B,out]; `attend`, a function of queries; the patches as seen [B,P,key]; what was looked at."""
         # the backbone knows places only relative to each other (RoPE): tell the keys where they lie
         waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
         place = self.place(torch.cat([centres, *waves], -1))                                              # [P,key]
@@ -223,6 +318,75 @@ class HybridHead(nn.Module):
         z, due = z + self.join(around), self.due(around).squeeze(-1)                                  # due: [B,S]
         z, glances = (torch.einsum("bs,bs...->b...", due.softmax(-1), each)
                       for each in (z, glances.view(*z.shape[:2], -1, len(centres))))
+        return z, attend, look, (glances, centres, due)
+
+
+class DiscreteHead(LookingHead):
+    """Action head of n named or numbered actions."""
+
+    def __init__(self, spec, width, image_width, hidden):
+        super().__init__(width, image_width, hidden)
+        self.spec, self.logits = spec, nn.Linear(self.out, spec.n)
+        _begin_near_uniform(self.logits)
+
+    def forward(self, goals, image, centres):
+        """As `see` -> Categorical."""
+        z, _, _, looked = self.see(goals, image, centres)
+        return Categorical(self.logits(z)).looked(*looked)
+
+
+class BoxHead(LookingHead):
+    """Action head of a bounded vector."""
+
+    def __init__(self, spec, width, image_width, hidden, init_std):
+        super().__init__(width, image_width, hidden)
+        self.spec, self.mean = spec, nn.Linear(self.out, len(spec.low))
+        self.log_std = nn.Parameter(torch.full((len(spec.low),), math.log(init_std)))
+        _begin_near_uniform(self.mean)
+
+    def forward(self, goals, image, centres):
+        """As `see` -> BoxDistribution."""
+        z, _, _, looked = self.see(goals, image, centres)
+        return BoxDistribution(self.spec, torch.sigmoid(self.mean(z)), _bounded(self.log_std)).looked(*looked)
+
+
+def _begin_near_uniform(*layers):
+    """Near uniform types and middling parameters at first."""
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+
+
+def _bounded(log_std):
+    return log_std.clamp(math.log(0.02), math.log(0.5)).exp()
+
+
+class HybridHead(LookingHead):
+    """Action head of a hybrid space: type, parameters and class.
+
+    Image coordinates are pointed at: for each type a few queries attend over the picture's patches; the expectation of
+    their centres plus an offset read from what was attended to is one mode of (x, y). An MLP on the last token alone
+    does not learn to localise in minutes, and a single mode cannot say "here or there".
+    """
+
+    def __init__(self, spec, width, image_width, hidden, init_std, modes=4):
+        super().__init__(width, image_width, hidden)
+        if tuple(spec.continuous[:2]) != tuple(spec.point):
+            raise ValueError("the first two continuous columns must be the image coordinates")
+        self.spec, out = spec, self.out
+        self.kinds, self.modes, others = len(spec.uses), modes, len(spec.continuous) - 2
+        classes = int(spec.high[spec.categorical] - spec.low[spec.categorical]) + 1
+        self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
+        self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
+        self.query, self.aim = (nn.Linear(out, self.kinds * modes * self.key_width) for _ in range(2))
+        self.offset = nn.Linear(self.key_width, 2)
+        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * self.key_width, modes + others + classes))
+        self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
+        _begin_near_uniform(self.kind, self.mode, self.other, self.classes)
+
+    def forward(self, goals, image, centres):
+        """As `see` -> HybridDistribution."""
+        z, attend, look, looked = self.see(goals, image, centres)
         attention = attend(self.query(z))                                                             # [B,K*M,P]
         per_kind = lambda values, *shape: values.view(len(z), self.kinds, *shape)
         seen = F.gelu(attention @ look + self.aim(z).view(len(z), -1, self.key_width))                # [B,K*M,key]
@@ -232,10 +396,9 @@ class HybridHead(nn.Module):
             [self.modes, self.other.out_features // self.kinds, self.classes.out_features], -1)
         uses_class = torch.tensor([row[self.spec.categorical] for row in self.spec.uses], device=z.device)
         classes = self.classes(z) + (classes * uses_class[:, None]).sum(1)
-        std = self.log_std.clamp(math.log(0.02), math.log(0.5)).exp()
         return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z), -1) + mode,
                                   per_kind(point, self.modes, 2), torch.sigmoid(per_kind(self.other(z), -1) + other),
-                                  std, classes, per_kind(attention, self.modes, -1), glances, centres, due)
+                                  _bounded(self.log_std), classes, per_kind(attention, self.modes, -1)).looked(*looked)
 
 
 class ReadingHead(nn.Module):
@@ -289,8 +452,25 @@ def last_of(text, ends):
     return text[torch.arange(len(text), device=text.device), ends]
 
 
+class Proprioception(nn.Module):
+    """What the body tells of itself [B,Q], between `low` and `high`, for the heads to read: float32 [B, Q * 11], each
+    number as a share of its range and as waves of five lengths, the shortest an eighth of the range, for an MLP on the
+    bare numbers takes long to tell near ones apart (Tancik et al. 2020, arXiv:2006.10739)."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = list(low), list(high)
+        self.width = 11 * len(self.low)
+
+    def forward(self, values):
+        low, high = (values.new_tensor(bound) for bound in (self.low, self.high))
+        unit = 2 * (values - low) / (high - low) - 1
+        turns = math.pi * unit[..., None] * unit.new_tensor([0.5, 1, 2, 4, 8])
+        return torch.cat([unit[..., None], turns.sin(), turns.cos()], -1).flatten(1)
+
+
 class ValueHead(nn.Module):
-    """V(s, g) [B] from the last token's hidden state [B,D]."""
+    """V(s, g) [B] from the last token's hidden state [B,D], with proprioception [B,D+11Q] where there is some."""
 
     def __init__(self, width, hidden):
         super().__init__()

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import nn
 
-from models.heads import last_of
 from models.losses import bc_loss, ppo_loss, reading_loss
 from models.vlm_policy import shard_like, whole
 
@@ -27,31 +26,27 @@ class Updates(nn.Module):
     def act(self, obs, deterministic=False):
         return self.policy.act(obs, deterministic)
 
-    def sample_action(self, images, goals, deterministic=False):
-        return self.policy.sample_action(images, goals, deterministic)
+    def sample_action(self, *arguments):
+        return self.policy.sample_action(*arguments)
 
     def read(self, goals, words):
         loss = reading_loss(self.policy.read(goals), words.to(self.policy.device))
         return loss, {"train/reading_loss": loss.detach()}
 
     def clone(self, obs, expert):
-        expert, output = expert.to(self.policy.device), self.policy(obs["image"], obs["goal"])
+        expert, output = expert.to(self.policy.device), self.policy.see(obs)
         words, due, places = (torch.from_numpy(obs[name]).to(expert.device) for name in ("words", "due", "places"))
         pi = output.distribution
-        # the width of the exploration is PPO's to learn: likelihood would shrink it until every ratio explodes
-        pi.std = pi.std.detach()
-        looked = pi.log_attended(expert) + pi.log_glanced(places) + pi.log_due(due)
-        return bc_loss(pi.log_prob(expert), looked, output.said, words)
+        pi.hold_spread()
+        return bc_loss(pi.log_prob(expert), pi.log_looked(expert, places, due), output.said, words)
 
     @torch.no_grad()
-    def last(self, obs):
-        """What the critic reads: the hidden state [B,D] of each sentence's last token."""
-        text, ends, *_ = self.policy.backbone(torch.from_numpy(obs["image"]), obs["goal"])
-        return last_of(text, ends)
+    def before_critic(self, obs):
+        return self.policy.before_critic(obs)
 
-    def value(self, last, returns):
+    def value(self, judged, returns):
         """The critic alone."""
-        loss = (self.policy.value_head(last) - returns.to(last.device)).square().mean()
+        loss = (self.policy.value_head(judged) - returns.to(judged.device)).square().mean()
         return loss, {"train/value_loss": loss.detach()}
 
     def ppo(self, obs, actions, old_log_probs, advantages, returns):
@@ -70,8 +65,8 @@ class Actor:
     def act(self, obs, deterministic=False):
         return self.model("act", obs, deterministic)
 
-    def sample_action(self, images, goals, deterministic=False):
-        return self.model("sample_action", images, goals, deterministic)
+    def sample_action(self, images, goals, deterministic=False, proprio=None):
+        return self.model("sample_action", images, goals, deterministic, proprio)
 
 
 class Learner:

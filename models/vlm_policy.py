@@ -15,7 +15,7 @@ from torch import nn
 from models.backbone import Backbone
 from models.base_model import reach
 from models.checkpoint import CheckpointError, checksum, first_line, load, read_tensors, replacing, save
-from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, ValueHead, last_of
+from models.heads import Looked, Proprioception, ReadingHead, ValueHead, last_of, spec_from_dict
 
 
 @dataclass
@@ -23,7 +23,7 @@ class PolicyOutput:
     """What one forward pass knows: `value` [B], the action `distribution`, and `said` [B,V], logits of which of the
     policy's `words` the sentence says."""
     value: torch.Tensor
-    distribution: HybridDistribution
+    distribution: Looked
     said: torch.Tensor
 
 
@@ -36,16 +36,22 @@ class VLMPolicy(nn.Module):
     `words` are what plans are made of (`simulator.goals.words_of`). The policy says which of them it reads in the
     sentence, chooses the goal that is due, and acts on that alone: taught directly, it understands a sentence long
     before it can do what was asked. Without words it acts on the hidden state of the sentence's last token.
+
+    `proprio` (low, high), each Q numbers: what the body tells of itself is read by both heads, beside the picture.
     """
 
-    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, words=()):
+    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, words=(), proprio=None):
         super().__init__()
         self.backbone, self.spec, self.words = backbone, spec, tuple(words)
         self.head_settings = {"hidden": list(hidden), "init_std": init_std, "words": list(words)}
+        if proprio:
+            self.head_settings["proprio"] = [[float(value) for value in bound] for bound in proprio]
+        self.body = Proprioception(*proprio) if proprio else None
+        felt = self.body.width if proprio else 0
         self.reading_head = ReadingHead(backbone.width, self.words)
         known = self.reading_head.by_goal(torch.zeros(1, len(words))).shape[-1] if words else backbone.width
-        self.action_head = HybridHead(spec, known, backbone.image_width, hidden, init_std)
-        self.value_head = ValueHead(backbone.width, [hidden[-1]])
+        self.action_head = spec.head(known + felt, backbone.image_width, hidden, init_std)
+        self.value_head = ValueHead(backbone.width + felt, [hidden[-1]])
         # a checkpoint must hold the weights that training changes, and the base's too if it is nowhere else
         self._kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.files}
         self.use_dropout(False)
@@ -65,21 +71,49 @@ class VLMPolicy(nn.Module):
     def device(self):
         return self.backbone.device
 
-    def forward(self, images, goals):
-        """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings -> PolicyOutput."""
+    def forward(self, images, goals, proprio=None):
+        """images: uint8 [B,H,W,3] (array or tensor) or B PIL images; goals: B strings; proprio: float [B,Q], of a
+        policy that has it -> PolicyOutput."""
         images, goals = self._images(images), [goals] if isinstance(goals, str) else list(goals)
         if len(goals) != len(images) or not all(isinstance(goal, str) and goal.strip() for goal in goals):
             raise ValueError(f"goals must be as many sentences as there are images, {len(images)}, not {goals!r}")
-        return self.decide(*self.backbone(images, goals))
+        return self.decide(*self.backbone(images, goals), self._felt(proprio, len(images)))
 
-    def decide(self, text, ends, image, centres):
-        """What the heads make of a backbone's output -> PolicyOutput."""
+    def _felt(self, proprio, count):
+        """Proprioception [B,Q] as the heads read it [B,11Q]; None for a policy without."""
+        if self.body is None:
+            return None
+        shape = None if proprio is None else tuple(np.shape(proprio))
+        if shape != (count, len(self.body.low)):
+            raise ValueError("this policy reads proprioception: give proprio, floats of shape "
+                             f"{(count, len(self.body.low))}, not {shape}")
+        return self.body(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
+
+    def decide(self, text, ends, image, centres, felt=None):
+        """What the heads make of a backbone's output and of what is `felt` -> PolicyOutput."""
         # in float32 whatever the backbone computes in: PPO's ratio is that of two nearly equal log-probabilities
         with torch.autocast(text.device.type, enabled=False):
             last, said = last_of(text, ends), self.reading_head(text, ends)
             understood = self.reading_head.by_goal(said) if self.words else last[:, None]
+            if felt is not None:
+                understood = torch.cat([understood, felt[:, None].expand(-1, understood.shape[1], -1)], -1)
             # the critic learns from the features without pulling at them: its loss must not move the policy
-            return PolicyOutput(self.value_head(last.detach()), self.action_head(understood, image, centres), said)
+            return PolicyOutput(self.value_head(self.judged(last, felt)), self.action_head(understood, image, centres),
+                                said)
+
+    @staticmethod
+    def judged(last, felt):
+        """What the critic reads [B,D+11Q]."""
+        return last.detach() if felt is None else torch.cat([last.detach(), felt], -1)
+
+    def before_critic(self, obs):
+        """`judged` of observations."""
+        text, ends, *_ = self.backbone(self._images(obs["image"]), list(obs["goal"]))
+        return self.judged(last_of(text, ends), self._felt(obs.get("proprio"), len(text)))
+
+    def see(self, obs):
+        """`forward` on an observation: a dict with image [B,...], goal and, of some worlds, proprio."""
+        return self(obs["image"], obs["goal"], obs.get("proprio"))
 
     def _images(self, images):
         wrong = "images must be uint8 [B,H,W,3] or PIL images of one size, not "
@@ -96,10 +130,10 @@ class VLMPolicy(nn.Module):
         return torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
 
     @torch.no_grad()
-    def sample_action(self, images, goals, deterministic=False):
-        """-> (actions float32 [B,A], log_probs float32 [B], both on the CPU, PolicyOutput). Deterministic: the mode of
-        each part."""
-        output = self(images, goals)
+    def sample_action(self, images, goals, deterministic=False, proprio=None):
+        """-> (actions, log_probs float32 [B], both on the CPU, PolicyOutput). Actions: float32 [B,A], or int64 [B] of a
+        discrete space. Deterministic: the mode of each part."""
+        output = self(images, goals, proprio)
         actions = output.distribution.sample(deterministic)
         return actions.cpu(), output.distribution.log_prob(actions).cpu(), output
 
@@ -115,13 +149,14 @@ class VLMPolicy(nn.Module):
         return [[word for word, is_said in zip(self.words, row, strict=True) if is_said] for row in said]
 
     def evaluate_actions(self, obs, actions):
-        """obs {"image": uint8 [B,H,W,3], "goal": B strings}, actions [B,A] -> log_probs, entropy, values, all [B]."""
-        output = self(obs["image"], obs["goal"])
+        """obs {"image": uint8 [B,H,W,3], "goal": B strings, ...}, actions [B,A] or [B] -> log_probs, entropy, values,
+        all [B]."""
+        output = self.see(obs)
         return output.distribution.log_prob(actions.to(self.device)), output.distribution.entropy(), output.value
 
     def act(self, obs, deterministic=False):
-        """The Policy protocol of simulator.rollout: obs -> actions [B,A], log_probs [B], values [B]."""
-        actions, log_probs, output = self.sample_action(obs["image"], obs["goal"], deterministic)
+        """The Policy protocol of simulator.rollout: obs -> actions [B,A] or [B], log_probs [B], values [B]."""
+        actions, log_probs, output = self.sample_action(obs["image"], obs["goal"], deterministic, obs.get("proprio"))
         return actions, log_probs, output.value
 
     # --- checkpoints ------------------------------------------------------------------------------------------
@@ -154,7 +189,7 @@ class VLMPolicy(nn.Module):
             if backbone.base_hash != a["base_hash"]:
                 raise CheckpointError(f"trained on the base model {a['base']!r} ({a['base_hash']}), which "
                                       f"{backbone.name!r} ({backbone.base_hash}) is not: name the folder of the former")
-        return cls(backbone, ActionSpec.from_dict(a["spec"]), **a["heads"])
+        return cls(backbone, spec_from_dict(a["spec"]), **a["heads"])
 
     def save(self, path, meta=None):
         """Writes a checkpoint to act from; `meta` is JSON-able data on what made it."""

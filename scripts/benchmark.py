@@ -149,7 +149,7 @@ def build(words, device="auto", threads=0):
     import torch
 
     from config import load
-    from simulator.goal_env import make_env
+    from simulator.worlds import make_env
     from train_vlm import build_policy, make_accelerator
     config = load([*words, "rl.target_kl=1e9", *([] if device == "auto" else [f"device:={device}"])])
     if threads or config.train.threads:

@@ -21,7 +21,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
-    parser.add_argument("--episodes", type=int, help="of each split (default 512, chain 1000)")
+    parser.add_argument("--episodes", type=int, help="of each split (default: as in training, chain 1000)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
     parser.add_argument("--json", type=Path,
                         help="file to write the figures to; the model's own .json takes them in as its `results`")
@@ -42,33 +42,32 @@ def main(argv=None):
     from models.vlm_policy import VLMPolicy
     from simulator import splits
     from simulator.evaluation import evaluate_policy, show
-    from simulator.goal_env import make_env
     from simulator.goals import GoalError
     from simulator.language import SentencesError
-    groups = {"held_out": ["held_out_en", "held_out_ko"]} | {name: [name] for name in splits.SPLITS}
-    for name in args.split:
-        if name not in groups and name != "all":
-            return fail(f"unknown split {name!r}: choose from {', '.join(groups)}, all")
+    from simulator.worlds import make_env, world_of
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
         policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
         if "config" not in policy.meta:
             return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
         settings = config.from_dict(policy.meta["config"])
+        usual = settings.eval.episodes
         if args.split:
-            names = splits.trained(settings.env.goals) if "all" in args.split else [
-                name for word in args.split for name in groups[word]]
-            worlds = {"max_steps": settings.env.max_steps, "physics": dict(settings.physics), **settings.world}
-            figures = {}
+            world, figures = world_of(settings), {}
+            groups = {"held_out": ["held_out_en", "held_out_ko"], "all": world.splits(settings)} | {
+                name: [name] for name in world.SPLITS}
+            for word in args.split:
+                if word not in groups:
+                    return fail(f"unknown split {word!r}: choose from {', '.join(groups)}")
+            names = groups["all"] if "all" in args.split else [name for word in args.split for name in groups[word]]
             for i, name in enumerate(names):
                 began = time.perf_counter()
-                episodes = args.episodes or (1000 if name == "chain" else 512)
-                figures[name] = splits.measure(name, worlds, policy, episodes, args.seed, settings.env.goals)
+                episodes = args.episodes or (1000 if name == "chain" else usual)
+                figures[name] = world.measure_split(name, settings, policy, episodes, args.seed)
                 print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
             print(splits.show(figures))
         else:
-            episodes = args.episodes or 512
-            figures = evaluate_policy(make_env(settings, min(128, episodes)), policy, episodes, args.seed)
+            figures = evaluate_policy(make_env(settings), policy, args.episodes or usual, args.seed)
             print(show(figures))
     except (CheckpointError, config.ConfigError, GoalError, SentencesError) as error:
         return fail(error)

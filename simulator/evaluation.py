@@ -27,18 +27,19 @@ def _rows(rows, leaf):
     return leaf[rows] if isinstance(leaf, np.ndarray) else tuple(leaf[i] for i in rows)
 
 
-def run_episodes(env, act, seeds, goals=None, texts=None):
-    """One episode for each seed -> {"success" bool [n], "length" int [n], "return" [n], "goal" [n] strings}.
+def run_episodes(env, act, seeds, goals=None, texts=None, watch=None):
+    """One episode for each seed -> {"success" bool [n], "length" int [n], "return" [n], "goal" [n] strings}, and what
+    else the environment tells of an episode, float [n].
 
     `act(obs, worlds)` gives actions for the still running worlds (indices into the environment) only. Episodes are
-    run `env.num_envs` at a time; `goals` and `texts` [n] fix what is asked, as the environment's options.
+    run `env.num_envs` at a time; `goals`, `texts` and `watch` [n] are the environment's options, as far as it has them.
     """
     n, e = len(seeds), env.num_envs
     result = {"success": np.zeros(n, bool), "length": np.zeros(n, int), "return": np.zeros(n),
               "goal": np.full(n, "", object)}
     for first in range(0, n, e):
         block = [min(first + i, n - 1) for i in range(e)]        # the last block is filled up with its last episode
-        options = {key: [values[i] for i in block] for key, values in (("goals", goals), ("texts", texts))
+        options = {key: [values[i] for i in block] for key, values in (("goals", goals), ("texts", texts), ("watch", watch))
                    if values is not None}
         obs, _ = env.reset(seed=[int(seeds[i]) for i in block], options=options)
         running = np.arange(min(e, n - first))
@@ -50,8 +51,9 @@ def run_episodes(env, act, seeds, goals=None, texts=None):
             result["return"][first + running] += rewards[running]
             ended = running[(terminated | truncated)[running]]
             if len(ended):
-                result["success"][first + ended] = infos["episode"]["success"][ended]
-                result["goal"][first + ended] = infos["episode"]["goal"][ended]
+                for name, values in infos["episode"].items():
+                    if not name.startswith("_"):        # Gymnasium's masks of which worlds tell it
+                        result.setdefault(name, np.full(n, np.nan))[first + ended] = values[ended]
             running = np.setdiff1d(running, ended)
     return result
 
@@ -66,7 +68,7 @@ def alone(run, count):
     return run(np.arange(count))
 
 
-def run_all(env, policy, episodes, seed, goals=None, texts=None, spread=alone):
+def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spread=alone):
     """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
 
     The goals go round in equal shares unless given. `spread`: see `alone`."""
@@ -80,7 +82,8 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None, spread=alone):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         run = lambda act: lambda rows: run_episodes(env, act, seeds[rows], [goals[i] for i in rows],
-                                                    texts and [texts[i] for i in rows])
+                                                    texts and [texts[i] for i in rows],
+                                                    watch and [watch[i] for i in rows])
         return {name: spread(run(act), episodes) for name, act in actors.items()}
 
 

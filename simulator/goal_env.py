@@ -21,9 +21,9 @@ from gymnasium.vector.utils import batch_space
 
 from simulator import expert
 from simulator import goals as G
-from simulator.action_operator import USED, ActionOperator, ActionStatus, ActionType
+from simulator.action_operator import USED, Action, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
-from simulator.language import SentencesError, load_sentences
+from simulator.language import SentencesError, corpus_hash, load_sentences
 from simulator.reader import read_goal
 
 CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
@@ -382,7 +382,9 @@ class ParticleEnv(gymnasium.Env):
 
     def _info(self, success=False, status=ActionStatus.OK):
         goal = str(self.worlds.goals[0]) if self.scored else None
-        return {"success": bool(success), "goal": goal, "action_status": ActionStatus(int(status)).name}
+        name = ActionStatus(int(status)).name
+        return {"success": bool(success), "goal": goal, "action_status": name,
+                "note": "" if status == ActionStatus.OK else name.lower()}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -404,6 +406,11 @@ class ParticleEnv(gymnasium.Env):
 
     def render(self):
         return self.worlds.render(scale=self.render_scale)[0]
+
+    @staticmethod
+    def describe(action):
+        """An action in words."""
+        return describe(action)
 
 
 class GoalConditionedEnv:
@@ -432,16 +439,48 @@ class GoalConditionedEnv:
 gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env:ParticleEnv")
 
 
-def training_sentences(config):
-    """{goal: its sentences} that a config's training uses."""
+# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
+def describe(action):
+    return Action.from_vector(action).describe()
+
+
+def sentences(config):
     for path in config.env.sentences:
         if not any(row["split"] == "train" for row in load_sentences(path)):
             raise SentencesError(f"{path} has no sentence for training: its rows need \"split\": \"train\"")
     return sentences_by_goal("train", None, tuple(config.env.sentences))
 
 
-def make_env(config, num_envs=None):
-    """The vectorised world that a config describes, with the sentences for training."""
-    return ParticleVectorEnv(num_envs or config.env.num_envs, goals=config.env.goals, chain=config.env.chain,
-                             sentences=training_sentences(config), max_steps=config.env.max_steps,
-                             physics=dict(config.physics), **config.world)
+def corpus(config):
+    return corpus_hash(config.env.sentences)
+
+
+def make_env(config, num_envs):
+    settings = {"goals": config.env.goals, "chain": config.env.chain, "sentences": sentences(config),
+                "max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
+    trial = ParticleVectorEnv(64, **settings)      # worlds that cannot be started are refused now
+    trial.reset(seed=0, options={"goals": trial.balanced_goals(64)})
+    return ParticleVectorEnv(num_envs, **settings)
+
+
+SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
+          "pair", "plans", "plans_held_out", "composition", "chain")      # see simulator.splits
+
+
+def splits(config):
+    from simulator.splits import trained
+    return trained(config.env.goals)
+
+
+def measure_split(split, config, policy, episodes, seed):
+    from simulator.splits import measure
+    worlds = {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
+    return measure(split, worlds, policy, episodes, seed, config.env.goals)
+
+
+def make_world(config, max_steps=None, sentences=None, side=512):
+    """`config` may lack what an older checkpoint did not have; the picture for people is about `side` pixels wide."""
+    world = config.get("world", {})
+    scale = max(1, side // max(world.get("width", 64), world.get("height", 64)))
+    return ParticleEnv(render_scale=scale, max_steps=max_steps or config.get("env", {}).get("max_steps", 32),
+                       physics=dict(config.get("physics", {})), sentences=sentences, **world)

@@ -10,10 +10,10 @@ Observation: {"image": uint8 [H,W*n,3], upright, the n cameras side by side; "go
 Action, discrete: one of the 8 `ACTIONS`. Continuous: Box float32 [7] in [-1, 1]: displacement (1: 5 cm commanded),
 rotation vector (1: 0.5 rad), gripper (sign: + closes, - opens, 0 stays), all in the robot's base frame. An action is
 held for `action_repeat` control steps of 1 / `control_freq` s.
-Reward, by `reward`: "progress" is the change of the stage reached (below), and what is missing to 1 on success, so an
-episode's return is at most 1 and nothing is gained by lingering before the goal; "shaped" the value itself, each step, as
-robosuite gives it; "sparse" 1 on success. The stage's value is robosuite's: reach up to 0.1, grasp 0.35, lift up to
-0.5, hover up to 0.7, success 1.
+Reward, by `reward`: "progress" is the change of how far the goal has come, so an episode's return is at most 1 and
+nothing is gained by lingering before the goal; "shaped" that value itself at each step; "sparse" 1 on success. The
+value grows as robosuite's own shaped reward does: reach up to 0.1, grasp 0.35, lift up to 0.5, hover up to 0.7,
+success 1.
 Start: robosuite's own, things and arm at random. Success terminates, `max_steps` actions truncate.
 
     RobosuiteEnv         Gymnasium's Env, registered as FlexibleWorld/Robosuite-v0
@@ -24,6 +24,7 @@ and are left out, and by nothing else: what lies outside of a camera's view is n
 
     python -m simulator.robosuite_env        says whether pictures can be rendered here, and what is missing if not
 """
+import hashlib
 import itertools
 import json
 import os
@@ -38,14 +39,16 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
 from simulator.robosuite_expert import expert_action
-from simulator.robosuite_language import sentences_by_goal
+from simulator.robosuite_language import SENTENCES, sentences_by_goal
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
 VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
 VECTORS[range(6), [0, 0, 1, 1, 2, 2]] = [-0.5, 0.5, -0.5, 0.5, 0.5, -0.5]
 VECTORS[[6, 7], 6] = 1, -1
+SPLITS = ("seen", "held_out_en", "held_out_ko", "swap")
 STAGES = ("reach", "grasp", "lift", "hover")
 BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}      # Debian's packages
 PROPRIO_LOW = np.array([-1, -1, 0, -1, -1, -1, -1, -0.05, -0.05], np.float32)
@@ -58,7 +61,7 @@ class RobosuiteError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """A scene. `thing` is the body that goals are about, `hold` the site that is grasped (default: the body's place)."""
+    """A scene. `thing` is the body that goals are about, `hold` the site that is grasped (default: that body)."""
     goals: tuple
     thing: str
     hold: str = ""
@@ -71,6 +74,14 @@ CAMERAS = ("robot0_eye_in_hand", "agentview", "frontview", "birdview", "sideview
 ROBOTS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e")
 RAISED = {"lift_cube": 0.04, "lift_nut": 0.08}      # metres above the start; lift_cube is judged by robosuite itself
 PUSHED = 0.08
+
+
+class NamedActions(spaces.Discrete):
+    """Discrete(n), with a name for each action."""
+
+    def __init__(self, names):
+        super().__init__(len(names))
+        self.names = tuple(names)
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Settings:
         seen = {"image": spaces.Box(0, 255, picture, np.uint8), "goal": spaces.Text(500, charset=CHARACTERS)}
         if self.proprioception:
             seen["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH)
-        return spaces.Dict(seen), spaces.Discrete(8) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
+        return spaces.Dict(seen), NamedActions(ACTIONS) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
 
 
 # --- rendering --------------------------------------------------------------------------------------------------
@@ -123,8 +134,8 @@ def try_backend(name):
     """'' if MuJoCo can render here through this graphics backend, else the reason. A process of its own tries it, for
     a backend that fails may take its process with it."""
     code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
-    tried = subprocess.run([sys.executable, "-c", code], env=os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name},
-                           capture_output=True, text=True, check=False)
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                           env=os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name})
     return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
@@ -158,7 +169,7 @@ def import_robosuite():
 
 def prepare(pictures=True):
     """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
-    os.environ.setdefault("LP_NUM_THREADS", "0")        # software rendering in this thread: workers are what is parallel
+    os.environ.setdefault("LP_NUM_THREADS", "0")        # software renders in this thread: the workers are parallel
     try:
         choose_backend()
     except RobosuiteError:
@@ -342,7 +353,7 @@ class RobosuiteEnv(gymnasium.Env):
 
     def picture(self, names=None, size=None):
         """uint8 [H,W*n,3] through the named cameras; black in an environment without pictures."""
-        names, size = names or self.settings.cameras, size or self.settings.resolution
+        names, size = tuple(names or self.settings.cameras), size or self.settings.resolution
         if not self.pictures:
             return np.zeros((size, size * len(names), 3), np.uint8)
         return np.concatenate([self.camera(name).render(size, size) for name in names], axis=1)
@@ -379,8 +390,9 @@ class RobosuiteEnv(gymnasium.Env):
         self.scored = self.goal is not None
         self.goal = self.goal or drawn
         self.text = (options or {}).get("text") or self.text or self.say(self.goal, rng)
+        self.watch, self.watched = (options or {}).get("watch"), False
         self.begin(rng)
-        return self.observe(), {"success": False, "goal": self.goal if self.scored else None}
+        return self.observe(), {"success": False, "goal": self.goal if self.scored else None, "note": ""}
 
     def begin(self, rng):
         self.sim_env.rng.bit_generator.state = np.random.default_rng(rng.integers(2**63)).bit_generator.state
@@ -414,24 +426,25 @@ class RobosuiteEnv(gymnasium.Env):
         for name, holds in self.stages().items():
             self.stage[name] |= holds
         success, value = self.reached() and self.scored, self.value()
+        self.watched |= bool(self.watch) and self.reached(self.watch)
         reward = {"progress": value - self.before, "shaped": value, "sparse": float(success)}[self.settings.reward]
         self.before = value
         truncated = not success and len(self.done_actions) >= self.settings.max_steps
-        info = {"success": success, "goal": self.goal if self.scored else None}
+        info = {"success": success, "goal": self.goal if self.scored else None, "note": self.note()}
         if success or truncated:
             reached = {name: float(self.stage.get(name, np.nan)) for name in STAGES}
-            info["episode"] = {"success": success, "goal": self.goal} | reached
+            info["episode"] = {"success": success, "goal": self.goal} | reached | (
+                {"watched": self.watched} if self.watch else {})
         return self.observe(), float(reward) if self.scored else 0.0, success, truncated, info
 
     def render(self):
         """For people: the scene beside what the policy sees, 256 high."""
-        return self.picture((*self.settings.cameras, "agentview") if "agentview" not in self.settings.cameras else None, 256)
+        return self.picture(dict.fromkeys((*self.settings.cameras, "agentview")), 256)
 
-    def describe(self, action):
+    @staticmethod
+    def describe(action):
         """An action in words."""
-        if self.discrete:
-            return ACTIONS[int(action)]
-        return "move ({:+.2f}, {:+.2f}, {:+.2f}), turn ({:+.2f}, {:+.2f}, {:+.2f}), gripper {:+.1f}".format(*action)
+        return describe(action)
 
     def note(self):
         """The furthest stage reached so far."""
@@ -471,7 +484,8 @@ class _Worker(RobosuiteEnv):
         self.index = index
 
     def reset(self, *, seed=None, options=None):
-        mine = {key[:-1]: values[self.index] for key, values in (options or {}).items() if values is not None}
+        one = {"goals": "goal", "texts": "text", "watch": "watch"}
+        mine = {one[key]: values[self.index] for key, values in (options or {}).items() if values is not None}
         return super().reset(seed=seed, options=mine)
 
     def restore(self, states):
@@ -505,9 +519,10 @@ class _Make:
 class RobosuiteVectorEnv(AsyncVectorEnv):
     """Several robot arms, each in a process of its own; autoreset mode SAME_STEP.
 
-    `reset(seed=int or list, options={"goals": [...], "texts": [...]})` fixes seeds, and goals and sentences of the first
-    episode (None entries are drawn). `infos` reports `success` at every step, and at an episode's end `final_obs` and
-    `episode` (success, goal, and 1 or 0 for each of STAGES, NaN for one that the goal has not)."""
+    `reset(seed=int or list, options={"goals": [...], "texts": [...]})` fixes seeds, and goals and sentences of the
+    first episode (None entries are drawn). `infos` reports `success` at every step, and at an episode's end `final_obs`
+    and `episode`: success, goal, 1 or 0 for each of STAGES, NaN for one that the goal has not, and `watched`, whether
+    another goal, named by the option `watch`, was reached at some step."""
 
     def __init__(self, num_envs, sentences=None, pictures=True, **settings):
         self.settings, self.pictures = Settings(**settings), pictures
@@ -590,6 +605,65 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         self._now = [one["goal"] for one in states]
         return {key: np.stack([part[key] for part in parts]) if key != "goal" else tuple(p["goal"] for p in parts)
                 for key in parts[0]}
+
+
+# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
+def describe(action):
+    if np.ndim(action) == 0:
+        return ACTIONS[int(action)]
+    return "move ({:+.2f}, {:+.2f}, {:+.2f}), turn ({:+.2f}, {:+.2f}, {:+.2f}), gripper {:+.1f}".format(*action)
+
+
+def sentences(config):
+    return sentences_by_goal()
+
+
+def corpus(config):
+    return hashlib.sha256(SENTENCES.read_bytes()).hexdigest()
+
+
+def _settings(config, max_steps=None):
+    return dict(config["robosuite"]) | {"goals": tuple(config["env"]["goals"]),
+                                        "max_steps": max_steps or config["env"]["max_steps"]}
+
+
+def make_env(config, num_envs):
+    return RobosuiteVectorEnv(num_envs, **_settings(config))
+
+
+def splits(config):
+    """What an agent can be measured in; `measure_split` says how."""
+    return SPLITS if len(config.env.goals) > 1 else SPLITS[:-1]
+
+
+def measure_split(split, config, policy, episodes, seed):
+    """As simulator.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene than
+    the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
+    collapse."""
+    known = sentences_by_goal("train") if split in ("seen", "swap") else sentences_by_goal("held_out", split[-2:])
+    env = make_env(config, config.env.num_envs)
+    goals, rngs = env.balanced_goals(episodes), [np.random.default_rng([seed, i]) for i in range(episodes)]
+    say = lambda goal, rng: known[goal][rng.integers(len(known[goal]))]
+    if split != "swap":
+        texts = [say(goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
+        results = run_all(env, policy, episodes, seed, goals, texts)
+        env.close()
+        return {name: share(result["success"].sum(), episodes) for name, result in results.items()}
+    others = [[other for other in config.env.goals if other != goal] for goal in goals]
+    spoken = [other[rng.integers(len(other))] for other, rng in zip(others, rngs, strict=True)]
+    told = run_all(env, policy, episodes, seed, goals)
+    results = run_all(env, policy, episodes, seed, spoken, watch=goals)
+    env.close()
+    figures = {}
+    for name, result in results.items():
+        of = {"spoken": result["success"], "true": result["watched"], "true_if_told": told[name]["success"]}
+        figures[name] = {key: share(np.nansum(values), episodes) for key, values in of.items()}
+        figures[name]["gap"] = figures[name]["true_if_told"]["rate"] - figures[name]["true"]["rate"]
+    return figures
+
+
+def make_world(config, max_steps=None, sentences=None):
+    return RobosuiteEnv(sentences=sentences, **_settings(config, max_steps))
 
 
 gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite_env:RobosuiteEnv")

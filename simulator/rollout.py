@@ -87,7 +87,7 @@ def collect(env, policy, obs, steps, tally=None):
         tally += np.stack([rewards, np.ones(env.num_envs)])
         final += [infos["final_obs"][e] for e in np.flatnonzero(truncated & ~terminated)]
         for e in np.flatnonzero(terminated | truncated):
-            extra = {key: value[e] for key, value in infos.get("episode", {}).items()}
+            extra = {key: value[e] for key, value in infos.get("episode", {}).items() if not key.startswith("_")}
             episodes.append({"return": tally[0, e], "length": int(tally[1, e])} | extra)
             tally[:, e] = 0
         for name, value in (("actions", actions), ("log_probs", log_probs), ("values", values),

@@ -24,11 +24,9 @@ import torch
 from simulator import expert
 from simulator import goals as G
 from simulator.evaluation import share
-from simulator.goal_env import Worlds, sentences_by_goal
+from simulator.goal_env import SPLITS, Worlds, sentences_by_goal
 from simulator.language import perturb
 
-SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
-          "pair", "plans", "plans_held_out", "composition", "chain")
 LINKS = 5
 WORLDS = 128        # side by side
 

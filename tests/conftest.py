@@ -5,7 +5,7 @@ import torch
 import config
 from models.backbone import Backbone
 from models.base_model import random_files, small_files
-from models.heads import ActionSpec
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
 from simulator.goal_env import action_space, sentences_by_goal
 
@@ -39,7 +39,7 @@ def make_policy(model_folder):
             backbone = Backbone.from_pretrained(model_folder, lora=lora)
             if own_base:
                 backbone.name, backbone.files = "vlm_tiny", small_files(model_folder)
-            policy = VLMPolicy(backbone, ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
+            policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), hidden=hidden,
                                words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:             # zero at the start, which would hide the dropout before it

@@ -9,13 +9,21 @@ from PIL import Image
 from torch.nn import functional as F
 
 from models.backbone import Backbone
-from models.heads import ActionSpec, HybridDistribution, HybridHead, ReadingHead, UnitTruncatedNormal, last_of
+from models.heads import (
+    HybridDistribution,
+    HybridHead,
+    ReadingHead,
+    UnitTruncatedNormal,
+    last_of,
+    spec_from_dict,
+    spec_from_space,
+)
 from models.vlm_policy import VLMPolicy
 from simulator.action_operator import ActionType
 from simulator.goal_env import ParticleVectorEnv, action_space
 
 SPACE = action_space(64, 64, 50)
-SPEC = ActionSpec.from_space(SPACE)
+SPEC = spec_from_space(SPACE)
 KINDS, CLASSES = len(ActionType), 8
 GOALS = ["입자들을 왼쪽으로 이동시켜", "heat", "push everything up to the very top of the world, please, if you can",
          "모아줘", "align them in a horizontal line"]
@@ -89,7 +97,7 @@ def test_spec_says_what_each_type_uses():
         used = {COLUMNS[a] for a in range(1, 7) if SPEC.uses[kind][a]}
         assert used == uses(kind) and SPEC.uses[kind][0]
     assert (SPEC.continuous, SPEC.point, SPEC.categorical) == ((2, 3, 4, 5), (2, 3), 6)
-    assert ActionSpec.from_dict(SPEC.__dict__) == SPEC
+    assert spec_from_dict(SPEC.__dict__) == SPEC
 
 
 def test_noop_and_step_have_the_log_prob_of_their_type_alone():

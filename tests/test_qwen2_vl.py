@@ -19,9 +19,10 @@ import train_vlm
 from models import base_model
 from models.backbone import Backbone
 from models.checkpoint import CheckpointError
-from models.heads import ActionSpec
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.goal_env import ParticleVectorEnv, action_space, make_env
+from simulator.goal_env import ParticleVectorEnv, action_space
+from simulator.worlds import make_env
 
 NAME, WIDTH, EMBED = "qwen2_vl_small", 64, 32
 SMALL = base_model.sizes(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")
@@ -62,7 +63,7 @@ def build(folder, lora=LORA, hidden=(32,), **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         policy = VLMPolicy(Backbone.from_pretrained(folder, lora=lora, **options),
-                           ActionSpec.from_space(action_space(64, 64, 50)), hidden=hidden,
+                           spec_from_space(action_space(64, 64, 50)), hidden=hidden,
                            words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
         for name, parameter in policy.named_parameters():
             if "lora_B" in name or "_head." in name:
@@ -522,7 +523,7 @@ def test_adapters_on_a_random_base_name_it(obs, tmp_path, monkeypatch):
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", never)
     torch.manual_seed(0)
     backbone = Backbone.from_files(base_model.random_files(NAME, GOALS), NAME, lora=LORA)
-    policy = VLMPolicy(backbone, ActionSpec.from_space(action_space(64, 64, 50)), words=("1 left", "THEN")).eval()
+    policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), words=("1 left", "THEN")).eval()
     policy.save_pretrained(tmp_path / "agent")
     settings = json.loads((tmp_path / "agent" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == NAME
