@@ -18,10 +18,11 @@ class SentencesError(ValueError):
     """A file of sentences that cannot be used; the message is one line for the person who named it."""
 
 
-def load_sentences(path=None) -> list[dict]:
+def load_sentences(path=None, check_goal=parse) -> list[dict]:
     """The rows of a file of sentences (by default the one that ships), each a dict of the six FIELDS.
 
     SentencesError for a file that cannot be read and for a row that does not fit (it names the file's line).
+    `check_goal(goal)` raises ValueError for what is no goal of the world that the sentences are about.
     """
     path = Path(path or SENTENCES)
     try:
@@ -33,7 +34,7 @@ def load_sentences(path=None) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rows.append(_row(line.decode("utf-8")))
+                rows.append(_row(line.decode("utf-8"), check_goal))
             except ValueError as error:
                 raise SentencesError(f"{path}, line {number}: {error}") from None
     return rows
@@ -44,7 +45,7 @@ def corpus_hash(more=()):
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in (SENTENCES, *more))).hexdigest()
 
 
-def _row(line):
+def _row(line, check_goal):
     """One line of the file, checked."""
     try:
         row = json.loads(line)
@@ -57,7 +58,7 @@ def _row(line):
             raise ValueError(f"{field} must be a non-empty string, not {row[field]!r}")
         if row[field] not in ALLOWED.get(field, (row[field],)):
             raise ValueError(f"{field} must be {' or '.join(ALLOWED[field])}, not {row[field]!r}")
-    parse(row["goal"])
+    check_goal(row["goal"])
     return row
 
 

@@ -42,7 +42,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
 from simulator.robosuite_expert import expert_action
-from simulator.robosuite_language import SENTENCES, sentences_by_goal
+from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
 VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
@@ -406,8 +406,7 @@ class RobosuiteEnv(gymnasium.Env):
         """A goal or a sentence -> (goal or None, sentence or None)."""
         if wish in self.task.goals:
             return wish, None
-        by_text = {text: goal for goal in self.task.goals for text in self.sentences.get(goal, ())}
-        return by_text.get(str(wish)), str(wish)
+        return understand(str(wish), self.task.goals), str(wish)
 
     def say(self, goal, rng):
         known = self.sentences.get(goal) or [goal]

@@ -1,0 +1,123 @@
+"""The sentences that a robosuite arm is told, and the reader of others."""
+import json
+import re
+import unicodedata
+from collections import Counter
+
+import pytest
+
+from simulator.goal_env import CHARACTERS
+from simulator.robosuite_env import TASKS
+from simulator.robosuite_language import SAYS, rows, sentences_by_goal, understand, understand_words
+
+SCENE = {goal: task.goals for task in TASKS.values() for goal in task.goals}
+
+
+def test_every_goal_has_its_sentences_in_both_languages():
+    assert set(SAYS) == set(SCENE)
+    counts = Counter((row["goal"], row["language"], row["split"]) for row in rows())
+    assert counts == {(goal, language, split): count for goal in SCENE for language in ("ko", "en")
+                      for split, count in (("train", 40), ("held_out", 15))}
+    for split, total in ("train", 480), ("held_out", 180):
+        assert sum(map(len, sentences_by_goal(split).values())) == total
+        assert sentences_by_goal(split, "ko")["lift_nut"] + sentences_by_goal(split, "en")["lift_nut"] == \
+            sentences_by_goal(split)["lift_nut"]
+
+
+def test_no_sentence_occurs_twice_whatever_its_case_spaces_and_punctuation():
+    counts = Counter(re.sub(r"[\W_]", "", row["text"].casefold()) for row in rows())
+    assert [text for text, count in counts.items() if count > 1] == []
+
+
+def test_training_shows_nothing_of_the_held_out_families():
+    for goal in SCENE:
+        for language in ("ko", "en"):
+            families = {split: {row["family"] for row in rows() if (row["goal"], row["language"], row["split"])
+                                == (goal, language, split)} for split in ("train", "held_out")}
+            assert len(families["train"]) >= 8 and len(families["held_out"]) >= 3
+            assert families["train"].isdisjoint(families["held_out"])
+
+
+def test_sentences_are_in_the_language_they_say_and_in_characters_that_the_policy_reads():
+    for row in rows():
+        assert bool(re.search("[가-힣]", row["text"])) == (row["language"] == "ko"), row["text"]
+        assert row["text"] == unicodedata.normalize("NFC", row["text"]).strip()
+        assert set(row["text"]) <= CHARACTERS and len(row["text"]) <= 500
+
+
+@pytest.mark.parametrize("text, goal", [
+    ("캔을 집어서 옮겨줘", "place_can"), ("Pick up the can and place it in a different location.", "place_can"),
+    ("캔을 먼 칸에 넣어줘", "place_can"), ("캔을 가까운 칸에 넣어줘", "place_can_near"),
+])
+def test_fixed_sentences_are_trained_on(text, goal):
+    assert text in sentences_by_goal()[goal]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"goal": "push()"}, "goal must be lift_cube or"), ({"language": "fr"}, "language must be"),
+    ({"text": ""}, "text must be"), ({"family": 3}, "family must be"),
+])
+def test_a_malformed_row_is_one_line_with_its_number(tmp_path, change, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (rows()[0], rows()[1] | change)), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"line 2: {message}") as error:
+        rows(path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_sentence_that_ships_is_understood_whatever_its_case_spaces_and_end():
+    for row in rows():
+        typed = "  " + unicodedata.normalize("NFD", row["text"].rstrip(".?").upper().replace(" ", "  ")) + "!! "
+        assert understand(typed, SCENE[row["goal"]]) == understand(typed, tuple(SCENE)) == row["goal"]
+        assert understand(typed, [goal for goal in SCENE if goal != row["goal"]]) is None
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_key_words_alone_place_nine_in_ten_and_misplace_none(split):
+    for language in ("ko", "en"):
+        wanted = [(text, goal) for goal, texts in sentences_by_goal(split, language).items() for text in texts]
+        answers = [understand_words(text, SCENE[goal]) for text, goal in wanted]
+        wrong = [(text, answer) for (text, goal), answer in zip(wanted, answers, strict=True)
+                 if answer not in (None, goal)]
+        assert wrong == []
+        missed = [text for (text, _), answer in zip(wanted, answers, strict=True) if answer is None]
+        assert len(missed) <= 0.1 * len(wanted), missed
+
+
+@pytest.mark.parametrize("text, goal", [
+    ("why don't you lift that little cube?", "lift_cube"), ("큐브 조금만 들어 볼까", "lift_cube"),
+    ("give it a shove", "push_cube"), ("블록을 테이블 위로 쭉 밀어", "push_cube"),
+    ("lift the can and put it in the far compartment", "place_can"), ("캔을 다른 상자로 옮겨 놔", "place_can"),
+    ("go ahead and put it into the bin", "place_can"),
+    ("the can goes into the compartment nearest you", "place_can_near"), ("캔 가까운 쪽으로 옮겨", "place_can_near"),
+    ("lift the nut and put it on the peg", "place_nut"), ("너트를 들어서 기둥에 끼워", "place_nut"),
+    ("would you mind raising the nut", "lift_nut"), ("너트를 번쩍 들어라", "lift_nut"),
+])
+def test_free_sentences(text, goal):
+    assert understand(text, SCENE[goal]) == goal
+
+
+@pytest.mark.parametrize("text, goal", [
+    # no goal, or another one
+    ("", "lift_cube"), ("hello", "place_can"), ("move the cube", "lift_cube"), ("큐브를 예쁘게 만들어", "lift_cube"),
+    ("push the cube to the left", "push_cube"), ("push the cube back", "push_cube"), ("큐브를 당겨", "push_cube"),
+    ("lift the can", "place_can"), ("캔을 들어 올려", "place_can"), ("put the can in a compartment", "place_can"),
+    ("put the can back where it was", "place_can"),
+    ("put the nut on the round peg", "place_nut"),
+    ("take the nut off the square peg", "place_nut"), ("lift the blue cube", "lift_cube"),
+    ("lift the cube, then put it down", "lift_cube"),
+    # another scene's thing
+    ("lift the can", "lift_cube"), ("너트를 들어 올려 봐", "lift_cube"),
+    ("put the cube in the far compartment", "place_can"),
+    # contradictory
+    ("lift the cube and push it forward", "lift_cube"), ("큐브를 들어서 앞으로 밀어", "push_cube"),
+    ("put the can in the near compartment, or the far one", "place_can"), ("캔을 가까운 칸이나 먼 칸에", "place_can"),
+    ("move the can away from the near compartment", "place_can"),
+    # what not to do, and how things are
+    ("don't lift the cube", "lift_cube"), ("큐브를 밀지 마", "push_cube"), ("캔을 멀지 않은 칸에 넣어", "place_can"),
+    ("not in the near compartment", "place_can"), ("is the can in the far compartment?", "place_can"),
+    ("캔이 먼 칸에 있어?", "place_can"),
+    ("I pushed the cube forward", "push_cube"), ("너트를 기둥에 걸었어", "place_nut"),
+])
+def test_unclear_sentences_get_no_goal(text, goal):
+    assert understand(text, SCENE[goal]) is None
