@@ -133,6 +133,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
     'eval.episodes': (512, COUNT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
+    'eval.baselines': (True, BOOL, 'the report has no-op, random and expert too, as scripts/evaluate.py always does'),
     'eval.every': (10, NATURAL, 'PPO iterations between evaluations; 0: never'),
     'log.wandb': ('disabled', one_of('disabled', 'online', 'offline'), 'Weights & Biases'),
     'log.project': ('flexibleworld', NAME, 'its project'),
@@ -224,7 +225,7 @@ def _robosuite(config, task, *goals):
     config.robosuite.update(task=task, action_repeat=5, proprioception=True)
     config.vlm.update(rollout_steps=128, bc_samples=100000, bc_episodes=400, bc_policy=0.5, bc_perturb=0.1)
     config.rl.update(clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, ppo_epochs=4, value_coef=0.5, entropy_coef=0.01)
-    config.eval.episodes = 100
+    config.eval.update(episodes=100, baselines=False)
     if config.model.vlm.name != 'vlm_tiny':
         config.train.update(batch_size=4, lr=3e-5, head_lr=3e-5, value_lr=3e-5)
 
@@ -251,14 +252,17 @@ def robosuite_square(config):
 
 @preset('length')
 def robosuite_quick(config):
-    """2,000 steps of PPO after a little cloning"""
-    config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)))
+    """2,000 steps of PPO after a little cloning, in ten minutes"""
+    config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)),
+                      bc_samples=20000, bc_episodes=60)
+    config.eval.update(episodes=20, every=4)
 
 
 @preset('length')
 def robosuite_full(config):
     """100,000 steps of PPO"""
     config.vlm.update(rollout_steps=128, ppo_epochs=-(-100000 // (128 * config.env.num_envs)))
+    config.eval.every = 50
 
 
 @preset('gravity')

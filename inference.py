@@ -85,9 +85,9 @@ def save_gif(scenes, path, milliseconds=140):
 # --- episodes ---------------------------------------------------------------------------------------------------
 @dataclass
 class Step:
-    """One step of an episode: the action in `words`, a `note` on how it went, what the model has `understood` (words of
-    the goal language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter), and of
-    the last step the episode's `outcome`."""
+    """One step of an episode: the action in `words`, a `note` on how it went, what the model has `understood` (words
+    of the goal language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter),
+    and of the last step the episode's `outcome`."""
     words: str
     note: str
     understood: list

@@ -44,7 +44,8 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gat
 from tqdm import tqdm
 
 import config as configuration
-from dataset import demonstrations, minibatches, select
+import dataset
+from dataset import DemonstrationsError, demonstrations, minibatches, select
 from inference import record, save_gif
 from models import checkpoint
 from models.backbone import Backbone
@@ -54,7 +55,7 @@ from models.learner import Learner, NotFinite
 from models.losses import compute_gae, explained_variance, normalize
 from models.tracker import Log, TrackerError, alarms
 from models.vlm_policy import VLMPolicy
-from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show
+from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show, summary
 from simulator.goals import GoalError
 from simulator.rollout import collect, join_states, part_of_state
 from simulator.worlds import make_env, world_of
@@ -65,6 +66,7 @@ STAGES = ("bc", "ppo", "reading")
 SHOWN = (("train/bc_loss", "loss"), ("train/reading_loss", "reading"), ("rollout/success_rate", "success"),
          ("train/approx_kl", "KL"), ("eval/success_rate", "validation"))       # beside the progress bar
 STATE, BEST, FINAL, FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm_best"
+DEMONSTRATIONS, ROUNDS = "demonstrations", 8
 
 
 class UserError(Exception):
@@ -170,8 +172,8 @@ def claim(folder, keep):
         except OSError:
             raise UserError(f"another run is writing to {folder}: wait for it, "
                             "or give train.output_dir:=OTHER") from None
-        names = (FOLDER, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json", "vlm_best.json", "vlm_final.json",
-                 "rollout.gif", "episodes.gif")
+        names = (FOLDER, DEMONSTRATIONS, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json", "vlm_best.json",
+                 "vlm_final.json", "rollout.gif", "episodes.gif")
         earlier = [path for path in (*map(folder.joinpath, names), *folder.glob("vlm_state*.pt")) if path.exists()]
         if earlier and not keep:
             older = folder / "older" / time.strftime("%Y%m%d-%H%M%S", time.localtime(earlier[0].stat().st_mtime))
@@ -220,7 +222,7 @@ class Run:
                       "ppo": config.vlm.ppo_epochs}
         self.at = {"stage": "reading", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0,
                    "lines": 0}
-        self.tally, self.obs = np.zeros((2, env.num_envs)), None
+        self.tally, self.obs, self.book = np.zeros((2, env.num_envs)), None, None
         if resume:
             meta, weights, state = resume
             self.at = dict(meta["at"])
@@ -313,13 +315,43 @@ class Run:
 
     def clone(self, generator):
         """A chunk of the expert's demonstrations."""
+        obs, actions = self.demonstrated()
         self.cloning()
-        obs, actions = demonstrations(self.env, self.config.vlm.rollout_steps, self.key("bc"),
-                                      self.config.vlm.bc_perturb, self.config.vlm.bc_relabel)
         self.at["samples"] += self.samples
         arguments = lambda index: (select(obs, index), actions[index])
         parts = batches(self.learner, len(actions), generator)
         return self.learner.means(self.learner.updates("clone", arguments, parts))
+
+    def demonstrated(self):
+        """This unit's part of the demonstrations: obs and the expert's actions."""
+        vlm, folder = self.config.vlm, self.folder / DEMONSTRATIONS
+        if not vlm.bc_data and not vlm.bc_episodes:
+            return demonstrations(self.env, vlm.rollout_steps, self.key("bc"), vlm.bc_perturb, vlm.bc_relabel)
+        if vlm.bc_data:
+            files = [vlm.bc_data]
+        else:       # the first third before the first unit; then round by round more, until two thirds are behind
+            rounds = 1 + int((ROUNDS - 1) * min(1, 1.5 * self.at["unit"] / self.units["bc"]))
+            files = [folder / f"{number:02d}-{self.rank}.hdf5" for number in range(rounds)]
+            for number in [number for number, path in enumerate(files) if not path.exists()]:
+                self.record_round(number, files[number])
+        if self.book is None or self.book.files != files:
+            self.book = dataset.Demonstrations(files, discrete=not self.env.single_action_space.shape)
+            self.book.files = files
+        rng, count = np.random.default_rng(self.key("bc")), self.samples // self.accelerator.num_processes
+        return self.book.draw(rng, count, self.env.goals, self.env.say, vlm.bc_relabel)
+
+    def record_round(self, number, path):
+        """A round of demonstrations, into a file; in all but the first one the policy acts in some of the episodes."""
+        vlm = self.config.vlm
+        parts = np.array([ROUNDS - 1, *[2] * (ROUNDS - 1)]) / (3 * (ROUNDS - 1))
+        count = max(1, round(vlm.bc_episodes * parts[number] / self.accelerator.num_processes))
+        self.policy.use_dropout(False).eval()
+        act = lambda obs: self.policy.act(obs)[0].cpu().numpy()
+        with tqdm(total=count, unit="episode", desc=f"demonstrations, round {number + 1} of {ROUNDS}", leave=False,
+                  disable=not self.is_main) as bar:
+            episodes = dataset.collect(self.env, count, [*self.key("bc"), number], vlm.bc_perturb, act,
+                                       vlm.bc_policy if number else 0.0, lambda *_: bar.update())
+            dataset.write_demonstrations(path, episodes, self.env.call("env_args")[0])
 
     def practise(self, generator):
         """A PPO iteration."""
@@ -358,7 +390,8 @@ class Run:
         if success >= self.at["best"]:
             self.at["best"] = success
             self.save_policy(BEST)
-        return {"eval/success_rate": success, "eval/steps": float(result["length"].mean())}
+        stages = {f"eval/{name}": rate for name, rate in summary(result)["stages"].items()}
+        return {"eval/success_rate": success, "eval/steps": float(result["length"].mean())} | stages
 
     # --- files ------------------------------------------------------------------------------------------------
     def meta(self):
@@ -398,7 +431,8 @@ class Run:
         meta, weights, _ = checkpoint.load(self.folder / BEST)
         self.policy.load_weights(weights)
         self.policy.use_dropout(False).eval()       # nothing but reading may have come before
-        figures = evaluate_policy(self.env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread)
+        figures = evaluate_policy(self.env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread,
+                                  config.eval.baselines)
         goals = self.env.balanced_goals(config.eval.episodes)
         firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
         shown = firsts[::math.ceil(len(firsts) / 4)]
@@ -501,7 +535,8 @@ def main(argv=None):
     try:
         config, resume = read_config(argv)
         return 130 if train(config, resume) is None else 0
-    except (UserError, TrackerError, checkpoint.CheckpointError, configuration.ConfigError, GoalError) as error:
+    except (UserError, TrackerError, checkpoint.CheckpointError, configuration.ConfigError, GoalError,
+            DemonstrationsError) as error:
         message = error
     except torch.OutOfMemoryError:
         message = OUT_OF_MEMORY

@@ -39,8 +39,8 @@ def run_episodes(env, act, seeds, goals=None, texts=None, watch=None):
               "goal": np.full(n, "", object)}
     for first in range(0, n, e):
         block = [min(first + i, n - 1) for i in range(e)]        # the last block is filled up with its last episode
-        options = {key: [values[i] for i in block] for key, values in (("goals", goals), ("texts", texts), ("watch", watch))
-                   if values is not None}
+        asked = {"goals": goals, "texts": texts, "watch": watch}
+        options = {key: [values[i] for i in block] for key, values in asked.items() if values is not None}
         obs, _ = env.reset(seed=[int(seeds[i]) for i in block], options=options)
         running = np.arange(min(e, n - first))
         actions = np.zeros(env.action_space.shape, env.action_space.dtype)
@@ -68,7 +68,7 @@ def alone(run, count):
     return run(np.arange(count))
 
 
-def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spread=alone):
+def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spread=alone, baselines=True):
     """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
 
     The goals go round in equal shares unless given. `spread`: see `alone`."""
@@ -76,9 +76,10 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spr
     goals = env.balanced_goals(episodes) if goals is None else goals
     rng = np.random.default_rng(seed)
     actors = {"deterministic": policy_actor(policy, True), "sampled": policy_actor(policy, False)} if policy else {}
-    actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
-               "random": lambda obs, worlds: env.random_actions(rng)[worlds],
-               "expert": lambda obs, worlds: env.expert_actions()[worlds]}
+    if baselines:
+        actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
+                   "random": lambda obs, worlds: env.random_actions(rng)[worlds],
+                   "expert": lambda obs, worlds: env.expert_actions()[worlds]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         run = lambda act: lambda rows: run_episodes(env, act, seeds[rows], [goals[i] for i in rows],
@@ -88,12 +89,15 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spr
 
 
 def summary(result):
-    """k of n with its interval, in all and `per_goal`, and the mean length of successful episodes."""
+    """k of n with its interval, in all and `per_goal`, the mean length of successful episodes, and the shares of
+    episodes that came through the `stages` which the environment tells of."""
     success, goals = result["success"], result["goal"]
     per_goal = {str(goal): share(success[goals == goal].sum(), (goals == goal).sum())
                 for goal in dict.fromkeys(goals)}
     steps = float(result["length"][success].mean()) if success.any() else None
-    return share(success.sum(), len(success)) | {"mean_steps": steps, "per_goal": per_goal}
+    more = {name: values for name, values in result.items() if name not in ("success", "length", "return", "goal")}
+    stages = {name: float(np.nanmean(values)) for name, values in more.items() if not np.isnan(values).all()}
+    return share(success.sum(), len(success)) | {"mean_steps": steps, "per_goal": per_goal, "stages": stages}
 
 
 def step_ratio(a, b):
@@ -102,15 +106,16 @@ def step_ratio(a, b):
     return float(a["length"][both].sum() / b["length"][both].sum()) if both.any() else None
 
 
-def evaluate_policy(env, policy, episodes, seed, spread=alone):
+def evaluate_policy(env, policy, episodes, seed, spread=alone, baselines=True):
     """Everything a report needs, as plain data: `policy` (deterministic, sampled) and `baselines` (no-op, random,
     expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
-    results = run_all(env, policy, episodes, seed, spread=spread)
+    results = run_all(env, policy, episodes, seed, spread=spread, baselines=baselines)
     figures = {name: summary(result) for name, result in results.items()}
-    return {"episodes": episodes, "seed": seed,
-            "policy": {name: figures[name] for name in ("deterministic", "sampled")},
-            "baselines": {name: figures[name] for name in ("no-op", "random", "expert")},
-            "steps_policy_to_expert": step_ratio(results["deterministic"], results["expert"])}
+    mine = ("deterministic", "sampled")
+    ratio = step_ratio(results["deterministic"], results["expert"]) if baselines else None
+    return {"episodes": episodes, "seed": seed, "policy": {name: figures[name] for name in mine},
+            "baselines": {name: figure for name, figure in figures.items() if name not in mine},
+            "steps_policy_to_expert": ratio}
 
 
 def show(figures):
@@ -124,6 +129,8 @@ def show(figures):
     lines += [row("all", [f"{100 * c['rate']:.1f}" for c in columns.values()]),
               row("95 % interval", [f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]" for c in columns.values()]),
               row("k of n", [f"{c['k']} of {c['n']}" for c in columns.values()])]
+    for stage in next(iter(columns.values()))["stages"]:
+        lines.append(row(f"stage: {stage}", [f"{100 * c['stages'].get(stage, 0):.1f}" for c in columns.values()]))
     if figures["steps_policy_to_expert"] is not None:
         ratio = figures["steps_policy_to_expert"]
         lines.append(f"steps to the goal, policy to expert, where both reach it: {ratio:.2f}")

@@ -27,6 +27,7 @@ and are left out, and by nothing else: what lies outside of a camera's view is n
 import hashlib
 import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -155,15 +156,16 @@ def choose_backend():
 
 def import_robosuite():
     """The package, quiet. RobosuiteError where it is missing."""
-    import logging
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)        # what it says while it is imported is about extras and private settings
     try:
-        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
         import robosuite
     except ImportError as error:
         raise RobosuiteError(f"robosuite is not installed ({error}): pip install 'flexibleworld[robosuite]', "
                              "or pip install -e '.[robosuite]' in a checkout") from None
-    for handler in logging.getLogger("robosuite_logs").handlers:
-        handler.setLevel(logging.ERROR)
+    finally:
+        logging.disable(before)
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     return robosuite
 
 
@@ -530,7 +532,8 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         settings = settings | {"sentences": self.sentences, "pictures": pictures}
         super().__init__([_Make(i, settings) for i in range(num_envs)], shared_memory=False,
                          autoreset_mode=AutoresetMode.SAME_STEP)
-        self.words = tuple(f"1 {goal}" for goal in sorted(self.settings.goals))
+        self.goals = self.settings.goals
+        self.words = tuple(f"1 {goal}" for goal in sorted(self.goals))
         self._now = [self.settings.goals[0]] * num_envs
 
     def reset(self, *, seed=None, options=None):
@@ -566,15 +569,15 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         goals = [self.settings.goals[rng.integers(len(self.settings.goals))] if change else goal
                  for goal, change in zip(self._now, other, strict=True)]
         actions, places = self._teach(goals)
-        return {"goal": tuple(self._say(goal, rng) for goal in goals), "words": self._said(goals),
+        return {"goal": tuple(self.say(goal, rng) for goal in goals), "words": self._said(goals),
                 "due": np.zeros(self.num_envs, np.int64), "places": places}, actions
 
     def things_to_say(self, rng, n):
         """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""
         goals = [self.settings.goals[i] for i in rng.integers(len(self.settings.goals), size=n)]
-        return tuple(self._say(goal, rng) for goal in goals), self._said(goals)
+        return tuple(self.say(goal, rng) for goal in goals), self._said(goals)
 
-    def _say(self, goal, rng):
+    def say(self, goal, rng):
         known = self.sentences.get(goal) or [goal]
         return known[rng.integers(len(known))]
 
@@ -636,8 +639,8 @@ def splits(config):
 
 
 def measure_split(split, config, policy, episodes, seed):
-    """As simulator.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene than
-    the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
+    """As simulator.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
+    than the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
     collapse."""
     known = sentences_by_goal("train") if split in ("seen", "swap") else sentences_by_goal("held_out", split[-2:])
     env = make_env(config, config.env.num_envs)

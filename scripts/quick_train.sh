@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Does it run at all? A robot arm, a can, a little cloning and 2,000 steps of PPO, in ten minutes on two cores.
+#     scripts/quick_train.sh [key=value...]       MODEL= scripts/quick_train.sh      with Qwen2-VL-2B, or MODEL=vlm_7b
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python}" train_vlm.py ${MODEL-vlm_tiny} robosuite_can robosuite_quick train.output_dir:=checkpoints/quick \
+    log.project:=vlm-robot-rl-test log.run_name:="quick_test_$(date +%Y%m%d_%H%M%S)" "$@"
