@@ -1,4 +1,4 @@
-"""Action heads for named actions and bounded vectors, and proprioception: as plain as the particle world's is hybrid."""
+"""Action heads for named actions and for bounded vectors, and proprioception."""
 import math
 
 import numpy as np
@@ -25,7 +25,7 @@ def acting(request, model_folder):
         backbone.name, backbone.files = "vlm_tiny", small_files(model_folder)
         policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), words=("1 lift", "1 push"), proprio=BODY)
         for parameter in policy.action_head.parameters():        # away from the near uniform beginning
-            parameter.data += 0.2 * torch.randn_like(parameter)
+            parameter.data += 0.05 * torch.randn_like(parameter)
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -111,9 +111,10 @@ def test_a_batch_is_its_samples_and_the_body_is_felt(acting):
         for i in range(6):
             one = acting.see({key: value[i:i + 1] for key, value in obs.items()})
             assert torch.allclose(one.value, whole.value[i:i + 1], atol=1e-5)
-            assert torch.allclose(one.distribution.entropy(), whole.distribution.entropy()[i:i + 1], atol=1e-5)
+            assert torch.allclose(one.distribution.entropy(), whole.distribution.entropy()[i:i + 1], atol=1e-4)
         moved = acting.see(obs | {"proprio": obs["proprio"] * 0.5})
-    assert ((moved.distribution.entropy() - whole.distribution.entropy()).abs() > 1e-5).all()
+        actions = whole.distribution.sample()
+    assert ((moved.distribution.log_prob(actions) - whole.distribution.log_prob(actions)).abs() > 1e-4).all()
 
 
 def test_the_ratio_is_one_on_fresh_data_dropout_or_not(acting):
