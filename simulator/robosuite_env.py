@@ -32,7 +32,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import gymnasium
@@ -259,10 +259,11 @@ class RobosuiteEnv(gymnasium.Env):
             settings.task, robots=settings.robot, has_renderer=False, has_offscreen_renderer=pictures,
             use_camera_obs=False, use_object_obs=False, control_freq=settings.control_freq, reward_shaping=True,
             ignore_done=True, hard_reset=False, seed=0)
+        self.xml = self.sim.model.get_xml()         # now: MuJoCo writes the model that was compiled last in a process
         for observable in self.sim_env._observables.values():       # computed at every substep, and read by nobody
             observable.set_enabled(False)
             observable.set_active(False)
-        self.seed, self.episode = 0, -1
+        self.seed, self.episode, self.seen = 0, -1, None
 
     # --- what is the case -----------------------------------------------------------------------------------------
     @property
@@ -368,14 +369,21 @@ class RobosuiteEnv(gymnasium.Env):
         return np.clip(np.concatenate([self.hand(), [*xyz, w], fingers[:2]]).astype(np.float32),
                        PROPRIO_LOW, PROPRIO_HIGH)
 
+    def image(self):
+        """The observation's picture, rendered once in a moment."""
+        self.seen = self.picture() if self.seen is None else self.seen
+        return self.seen
+
     def observe(self):
-        obs = {"image": self.picture(), "goal": self.text}
+        obs = {"image": self.image(), "goal": self.text}
         return obs | {"proprio": self.proprio()} if self.settings.proprioception else obs
 
-    def places(self):
+    def places(self, goal=None):
         """float32 [2,2]: where the first camera sees the thing and its target, shares of the whole picture; NaN for
-        what it does not see."""
-        camera, target = self.camera(self.settings.cameras[0]), self.target()
+        what it does not see, and for all in an environment without pictures."""
+        if not self.pictures:
+            return np.full((2, 2), np.nan, np.float32)
+        camera, target = self.camera(self.settings.cameras[0]), self.target(goal)
         points = [self.hold(), np.full(3, np.nan) if target is None else target]
         return np.array([camera.place(point) / [len(self.settings.cameras), 1] for point in points], np.float32)
 
@@ -399,9 +407,12 @@ class RobosuiteEnv(gymnasium.Env):
     def begin(self, rng):
         self.sim_env.rng.bit_generator.state = np.random.default_rng(rng.integers(2**63)).bit_generator.state
         self.sim_env.reset()
-        self.done_actions, self.stage = [], {}
+        self.done_actions = []
         self.sim.forward()
-        self.start = self.thing()
+        self.judge_from_here()
+
+    def judge_from_here(self):
+        self.seen, self.start = None, self.thing()
         self.stage, self.before = self.stages(), self.value()
 
     def understand(self, wish):
@@ -418,6 +429,7 @@ class RobosuiteEnv(gymnasium.Env):
         """Holds an action; nothing is judged."""
         vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
         self.done_actions.append(action)
+        self.seen = None
         for _ in range(self.settings.action_repeat):
             self.sim_env.step(vector)
         self.sim.forward()      # what is seen is what is the case now, not one substep ago
@@ -473,6 +485,51 @@ class RobosuiteEnv(gymnasium.Env):
                 self.stage[name] |= holds
         self.before = self.value()
         return self.observe()
+
+    # --- what a demonstration records -------------------------------------------------------------------------------
+    def views(self):
+        """What is seen now, by robomimic's names: uint8 [H,W,3] `<camera>_image`, upright, none without pictures;
+        float32 `robot0_eef_pos` [3], `robot0_eef_quat` [4] (xyzw), `robot0_gripper_qpos` [2]."""
+        parts = np.split(self.image(), len(self.settings.cameras), axis=1) if self.pictures else []
+        views = {f"{name}_image": part for name, part in zip(self.settings.cameras, parts, strict=self.pictures)}
+        names = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+        return views | dict(zip(names, np.split(self.proprio(), [3, 7]), strict=True))
+
+    def moment(self):
+        """What an episode records before an action: `state` float64 [S] (time, qpos, qvel); `obs`, see `views`; and
+        `labels`, for each goal of the scene the expert's `actions` and the `places`."""
+        return {"state": self.sim.get_state().flatten(), "obs": self.views(), "labels": {
+            goal: {"actions": np.asarray(expert_action(self, goal)), "places": self.places(goal)}
+            for goal in self.task.goals}}
+
+    def set_state(self, state, first=False):
+        """As it was in a `moment`, to look at: what a state does not hold, the controller and the fingers' command,
+        stays. From an episode's `first` state on goals are judged. RobosuiteError for another scene's."""
+        size = len(self.sim.get_state().flatten())
+        if np.shape(state) != (size,):
+            raise RobosuiteError(f"a state of {self.settings.task} with {self.settings.robot} has {size} numbers, "
+                                 f"not {np.size(state)}: name the scene that was recorded")
+        self.sim.set_state_from_flattened(np.asarray(state, float))
+        self.sim.forward()
+        self.seen = None
+        if first:
+            self.judge_from_here()
+
+    def model_file(self):
+        """The scene in MuJoCo's XML."""
+        return self.xml
+
+    def env_args(self):
+        """JSON-able: what robosuite.make (and robomimic) makes this world from, and `flexibleworld`, our own settings:
+        an action is held for `action_repeat` of robosuite's steps."""
+        robosuite, size = import_robosuite(), self.settings.resolution
+        kwargs = {"robots": self.settings.robot, "has_renderer": False, "has_offscreen_renderer": self.pictures,
+                  "use_camera_obs": self.pictures, "use_object_obs": False, "control_freq": self.settings.control_freq,
+                  "reward_shaping": True, "ignore_done": True, "camera_names": list(self.settings.cameras),
+                  "camera_heights": size, "camera_widths": size,
+                  "controller_configs": robosuite.load_composite_controller_config(robot=self.settings.robot)}
+        return {"env_name": self.settings.task, "env_version": robosuite.__version__, "type": 1, "env_kwargs": kwargs,
+                "flexibleworld": asdict(self.settings)}
 
 
 # --- many worlds ------------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""Demonstrations of the scripted expert of a robot arm, as a file in robomimic's format (see dataset.py).
+
+    python scripts/collect_demonstrations.py PRESET... key=value... --episodes 200 --output data/lift.hdf5
+    python scripts/collect_demonstrations.py PRESET... --episodes 200 --output data/lift.hdf5 --valid 0.1 --perturb 0.2
+
+Mistakes are made on purpose, so that the file holds how to mend them; episodes that fail are kept too, unless
+--only-success. --valid also writes the filter keys `train` and `valid`. Ctrl-C writes what there is.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def until_interrupted(episodes):
+    try:
+        yield from episodes
+    except KeyboardInterrupt:
+        print("\nstopped: writing what there is", file=sys.stderr)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="PRESET or key=value", help="the world, as train_vlm.py takes it")
+    parser.add_argument("--episodes", type=int, default=200, help="how many (default 200)")
+    parser.add_argument("--output", type=Path, required=True, help="the .hdf5 file to write")
+    parser.add_argument("--perturb", type=float, default=0.1, help="probability of a random action (default 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="what all follows from (default 0)")
+    parser.add_argument("--workers", type=int, default=4, help="worlds side by side, a process each (default 4)")
+    parser.add_argument("--valid", type=float, help="share of the episodes to hold back (default: no split)")
+    parser.add_argument("--only-success", action="store_true", help="leave out episodes that fail")
+    args = parser.parse_intermixed_args(argv)
+    fail = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
+    if args.episodes < 1 or args.workers < 1 or args.seed < 0 or not 0 <= args.perturb <= 1:
+        return fail("--episodes and --workers take a whole number from 1 up, --seed one from 0 up, --perturb 0 to 1")
+    if args.output.suffix != ".hdf5" or args.output.is_dir():
+        return fail(f"cannot write --output {args.output}: name a .hdf5 file")
+
+    from tqdm import tqdm
+
+    import config
+    from dataset import DemonstrationsError, collect, import_h5py, split_demonstrations, write_demonstrations
+    from simulator.robosuite_env import RobosuiteError
+    from simulator.worlds import make_env
+    env, began, tally = None, time.perf_counter(), [0, 0]
+    try:
+        import_h5py()
+        settings = config.load(args.words)
+        env = make_env(settings, min(args.workers, args.episodes))
+        if not hasattr(env, "call"):
+            return fail("this world's expert needs no file: give a preset of the robot arm")
+        with tqdm(total=args.episodes, unit="episode") as bar:
+            def progress(finished, successes):
+                tally[:] = finished, successes
+                bar.set_postfix(success=f"{successes} of {finished}", refresh=False)
+                bar.update(not args.only_success or successes > bar.n)
+            episodes = collect(env, args.episodes, args.seed, args.perturb, progress=progress,
+                               only_success=args.only_success)
+            samples = write_demonstrations(args.output, until_interrupted(episodes), env.call("env_args")[0])
+        if args.valid is not None:
+            split_demonstrations(args.output, args.valid, args.seed)
+    except (config.ConfigError, DemonstrationsError, RobosuiteError, OSError) as error:
+        return fail(error)
+    finally:
+        if env is not None:
+            env.close()
+    seconds = time.perf_counter() - began
+    print(f"{args.output}: {samples} samples, {args.output.stat().st_size / 1e6:.1f} MB; "
+          f"{tally[1]} of {tally[0]} episodes successful; {tally[0] / seconds:.2f} episodes/s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
