@@ -129,6 +129,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'robosuite.control_freq': (20, COUNT, 'control steps per second'),
     'robosuite.action_space': ('discrete', one_of('discrete', 'continuous'), '8 named actions, or a 7-vector'),
     'robosuite.action_repeat': (1, COUNT, 'control steps that an action is held for'),
+    'robosuite.gripper_repeat': (1, COUNT, 'the same of opening and closing the gripper, of the named actions'),
     'robosuite.proprioception': (False, BOOL, 'the policy also knows where its hand and fingers are'),
     'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
     'eval.episodes': (512, COUNT, 'episodes per evaluation'),
@@ -222,7 +223,7 @@ def vlm_long(config):
 def _robosuite(config, task, *goals):
     """The second world, with PPO as the system it comes from has it; a tiny model learns in its own way."""
     config.env.update(world='robosuite', goals=list(goals), num_envs=4, max_steps=100)
-    config.robosuite.update(task=task, action_repeat=5, proprioception=True)
+    config.robosuite.update(task=task, action_repeat=5, gripper_repeat=10, proprioception=True)
     config.vlm.update(rollout_steps=128, bc_samples=100000, bc_episodes=400, bc_policy=0.5, bc_perturb=0.1)
     config.rl.update(clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, ppo_epochs=4, value_coef=0.5, entropy_coef=0.01)
     config.eval.update(episodes=100, baselines=False)

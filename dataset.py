@@ -231,7 +231,7 @@ class Demonstrations:
             rows.append((data, data["labels"][goal], i - start))
         words = [f"1 {goal}" for goal in sorted(goals)]
         obs = {"image": np.stack([data["images"][t] for data, _, t in rows]),
-               "goal": tuple(say(goal, rng) for goal in asked),
+               "goal": np.array([say(goal, rng) for goal in asked], object),
                "words": np.array([[word == f"1 {goal}" for word in words] for goal in asked], np.float32),
                "due": np.zeros(n, np.int64), "places": np.stack([places[t] for _, (_, places), t in rows])}
         if self._data[0]["proprio"] is not None:

@@ -349,8 +349,9 @@ class Run:
         act = lambda obs: self.policy.act(obs)[0].cpu().numpy()
         with tqdm(total=count, unit="episode", desc=f"demonstrations, round {number + 1} of {ROUNDS}", leave=False,
                   disable=not self.is_main) as bar:
-            episodes = dataset.collect(self.env, count, [*self.key("bc"), number], vlm.bc_perturb, act,
-                                       vlm.bc_policy if number else 0.0, lambda *_: bar.update())
+            seed = int(np.random.SeedSequence([*self.key("bc")[::3], number]).generate_state(1)[0])
+            episodes = dataset.collect(self.env, count, seed, vlm.bc_perturb, act, vlm.bc_policy if number else 0.0,
+                                       lambda *_: bar.update())
             dataset.write_demonstrations(path, episodes, self.env.call("env_args")[0])
 
     def practise(self, generator):

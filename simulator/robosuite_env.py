@@ -9,7 +9,9 @@ Observation: {"image": uint8 [H,W*n,3], upright, the n cameras side by side; "go
 "proprio": float32 [9], the gripper's place (3, metres, world frame), its quaternion (4, xyzw) and its fingers' (2, m)}.
 Action, discrete: one of the 8 `ACTIONS`. Continuous: Box float32 [7] in [-1, 1]: displacement (1: 5 cm commanded),
 rotation vector (1: 0.5 rad), gripper (sign: + closes, - opens, 0 stays), all in the robot's base frame. An action is
-held for `action_repeat` control steps of 1 / `control_freq` s.
+held for `action_repeat` control steps of 1 / `control_freq` s, the named ones of the gripper for `gripper_repeat`:
+after 10 the fingers are open, or closed, whatever they were; after fewer, what is seen does not tell how firmly they
+hold, and a policy without memory keeps closing them.
 Reward, by `reward`: "progress" is the change of how far the goal has come, so an episode's return is at most 1 and
 nothing is gained by lingering before the goal; "shaped" that value itself at each step; "sparse" 1 on success. The
 value grows as robosuite's own shaped reward does: reach up to 0.1, grasp 0.35, lift up to 0.5, hover up to 0.7,
@@ -94,7 +96,8 @@ class Settings:
     resolution: int = 84            # pixels, of each picture's sides
     control_freq: int = 20          # control steps per second
     action_space: str = "discrete"
-    action_repeat: int = 1
+    action_repeat: int = 1          # control steps
+    gripper_repeat: int = 1         # control steps, of the two named actions of the gripper
     proprioception: bool = False
     reward: str = "progress"
     max_steps: int = 200            # actions
@@ -248,8 +251,8 @@ class RobosuiteEnv(gymnasium.Env):
     function of (seed, k) and its actions."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, render_mode=None, sentences=None, pictures=True, **settings):
-        self.settings = settings = Settings(**settings)
+    def __init__(self, task="PickPlaceCan", *, render_mode=None, sentences=None, pictures=True, **settings):
+        self.settings = settings = Settings(task, **settings)
         self.task, self.goals, self.render_mode = TASKS[settings.task], settings.goals, render_mode
         self.sentences = sentences_by_goal() if sentences is None else sentences
         self.observation_space, self.action_space = settings.spaces()
@@ -393,21 +396,20 @@ class RobosuiteEnv(gymnasium.Env):
         if seed is not None:
             self.seed, self.episode = int(seed), -1
         self.episode += 1
-        rng = np.random.default_rng([self.seed, self.episode])
-        drawn = self.goals[rng.integers(len(self.goals))]
-        wish = (options or {}).get("goal")
-        self.goal, self.text = self.understand(wish) if wish else (drawn, None)
-        self.scored = self.goal is not None
-        self.goal = self.goal or drawn
-        self.text = (options or {}).get("text") or self.text or self.say(self.goal, rng)
-        self.watch, self.watched = (options or {}).get("watch"), False
-        self.begin(rng)
+        self.begin(**(options or {}))
         return self.observe(), {"success": False, "goal": self.goal if self.scored else None, "note": ""}
 
-    def begin(self, rng):
-        self.sim_env.rng.bit_generator.state = np.random.default_rng(rng.integers(2**63)).bit_generator.state
+    def begin(self, goal=None, text=None, watch=None):
+        """The next episode: its start follows from seed and number alone, whatever is asked."""
+        rng = np.random.default_rng([self.seed, self.episode])
+        self.sim_env.rng.bit_generator.state = rng.spawn(1)[0].bit_generator.state
+        drawn = self.goals[rng.integers(len(self.goals))]
+        self.goal, said = self.understand(goal) if goal else (drawn, None)
+        self.scored = self.goal is not None
+        self.goal = self.goal or drawn
+        self.text = text or said or self.say(self.goal, rng)
+        self.watch, self.watched, self.done_actions = watch, False, []
         self.sim_env.reset()
-        self.done_actions = []
         self.sim.forward()
         self.judge_from_here()
 
@@ -430,7 +432,8 @@ class RobosuiteEnv(gymnasium.Env):
         vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
         self.done_actions.append(action)
         self.seen = None
-        for _ in range(self.settings.action_repeat):
+        fingers = self.discrete and action >= 6
+        for _ in range(self.settings.gripper_repeat if fingers else self.settings.action_repeat):
             self.sim_env.step(vector)
         self.sim.forward()      # what is seen is what is the case now, not one substep ago
 
@@ -477,8 +480,8 @@ class RobosuiteEnv(gymnasium.Env):
                 "actions": [np.asarray(action).tolist() for action in self.done_actions]}
 
     def restore(self, state):
-        self.seed, self.episode = int(state["seed"]), int(state["episode"]) - 1
-        self.reset(options={"goal": state["goal"], "text": state["text"]})
+        self.seed, self.episode = int(state["seed"]), int(state["episode"])
+        self.begin(state["goal"], state["text"])
         for action in state["actions"]:
             self.advance(action)
             for name, holds in self.stages().items():
