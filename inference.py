@@ -174,14 +174,12 @@ def add_model_arguments(parser):
 
 def show_episode(args, policy, goal, started):
     """Prints an episode in a world -> its scenes for the GIF, and what came of it."""
-    from simulator.reader import explain
     from simulator.worlds import world_of
     config = policy.meta.get("config", {})
     env = world_of(config).make_world(config, args.steps)
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
-    reason = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
-    scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {reason[explain(goal)[1]]}"
+    scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {info['note']}"
     print(f"model {args.model}, goal \"{goal}\", {scored}")
     frames, deciding = [draw_frame(env.render(), goal, "start")], 0.0
     for k, step in enumerate(play(env, policy, obs, args.deterministic), 1):
@@ -251,6 +249,7 @@ def main(argv=None):
     from models.pictures import PictureError, name_of, read_picture
     from models.vlm_policy import VLMPolicy
     from simulator.goals import GoalError
+    from simulator.worlds import WorldError
 
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     goal = " ".join(args.goal.split())
@@ -264,7 +263,7 @@ def main(argv=None):
             scenes, outcome = show_pictures(args, policy, goal, started, pictures)
         else:
             scenes, outcome = show_episode(args, policy, goal, started)
-    except (CheckpointError, GoalError, PictureError) as error:
+    except (CheckpointError, GoalError, PictureError, WorldError) as error:
         return fail(error)
     try:
         save_gif(scenes, args.output)

@@ -193,25 +193,31 @@ def train(config, resume=None):
     one writes files and prints."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    accelerator = make_accelerator(config)
+    accelerator, folder = make_accelerator(config), Path(config.train.output_dir)
     try:
         env = make_env(config, config.env.num_envs // accelerator.num_processes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    policy, folder = build_policy(config, env), Path(config.train.output_dir)
-    with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
-        try:
-            return Run(config, env, Learner(accelerator, policy, config), folder, resume).go()
-        except OSError as error:
-            state = f"; go on with train.resume:={folder / STATE}" if (folder / STATE).exists() else ""
-            raise UserError(f"cannot write to {folder} ({error.strerror or error}): free some space or give another "
-                            f"train.output_dir{state}") from None
+    with contextlib.closing(env):
+        book = dataset.Demonstrations(config.vlm.bc_data, discrete=is_discrete(env)) if config.vlm.bc_data else None
+        learner = Learner(accelerator, build_policy(config, env), config)
+        with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
+            try:
+                return Run(config, env, learner, folder, resume, book).go()
+            except OSError as error:
+                state = f"; go on with train.resume:={folder / STATE}" if (folder / STATE).exists() else ""
+                raise UserError(f"cannot write to {folder} ({error.strerror or error}): free some space or give "
+                                f"another train.output_dir{state}") from None
+
+
+def is_discrete(env):
+    return not env.single_action_space.shape
 
 
 class Run:
     """One run of training: what it has done so far is `at`, and the files in `folder` say the same."""
 
-    def __init__(self, config, env, learner, folder, resume=None):
+    def __init__(self, config, env, learner, folder, resume=None, book=None):
         self.config, self.env, self.learner, self.folder = config, env, learner, folder
         self.policy, self.accelerator = learner.policy, learner.accelerator
         self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
@@ -222,7 +228,7 @@ class Run:
                       "ppo": config.vlm.ppo_epochs}
         self.at = {"stage": "reading", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0,
                    "lines": 0}
-        self.tally, self.obs, self.book = np.zeros((2, env.num_envs)), None, None
+        self.tally, self.obs, self.book = np.zeros((2, env.num_envs)), None, book
         if resume:
             meta, weights, state = resume
             self.at = dict(meta["at"])
@@ -327,16 +333,14 @@ class Run:
         vlm, folder = self.config.vlm, self.folder / DEMONSTRATIONS
         if not vlm.bc_data and not vlm.bc_episodes:
             return demonstrations(self.env, vlm.rollout_steps, self.key("bc"), vlm.bc_perturb, vlm.bc_relabel)
-        if vlm.bc_data:
-            files = [vlm.bc_data]
-        else:       # the first third before the first unit; then round by round more, until two thirds are behind
+        if not vlm.bc_data:     # the first third before the first unit; then more, until two thirds are behind
             rounds = 1 + int((ROUNDS - 1) * min(1, 1.5 * self.at["unit"] / self.units["bc"]))
             files = [folder / f"{number:02d}-{self.rank}.hdf5" for number in range(rounds)]
-            for number in [number for number, path in enumerate(files) if not path.exists()]:
+            new = [number for number, path in enumerate(files) if not path.exists()]
+            for number in new:
                 self.record_round(number, files[number])
-        if self.book is None or self.book.files != files:
-            self.book = dataset.Demonstrations(files, discrete=not self.env.single_action_space.shape)
-            self.book.files = files
+            if new or self.book is None:
+                self.book = dataset.Demonstrations(files, discrete=is_discrete(self.env))
         rng, count = np.random.default_rng(self.key("bc")), self.samples // self.accelerator.num_processes
         return self.book.draw(rng, count, self.env.goals, self.env.say, vlm.bc_relabel)
 

@@ -44,7 +44,7 @@ def main(argv=None):
     from simulator.evaluation import evaluate_policy, show
     from simulator.goals import GoalError
     from simulator.language import SentencesError
-    from simulator.worlds import make_env, world_of
+    from simulator.worlds import WorldError, make_env, world_of
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
         policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
@@ -69,7 +69,7 @@ def main(argv=None):
         else:
             figures = evaluate_policy(make_env(settings), policy, args.episodes or usual, args.seed)
             print(show(figures))
-    except (CheckpointError, config.ConfigError, GoalError, SentencesError) as error:
+    except (CheckpointError, config.ConfigError, GoalError, SentencesError, WorldError) as error:
         return fail(error)
     if args.json:
         model = Path(args.model).absolute()

@@ -24,12 +24,13 @@ from simulator import goals as G
 from simulator.action_operator import USED, Action, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
 from simulator.language import SentencesError, corpus_hash, load_sentences
-from simulator.reader import read_goal
+from simulator.reader import explain, read_goal
 
 CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
     chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
 
 
+WHY_NOT = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
 WRITTEN = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
 
 
@@ -395,7 +396,8 @@ class ParticleEnv(gymnasium.Env):
         text = str(wish) if goal is None or not WRITTEN.match(str(wish)) else None
         self.scored = wish is None or goal is not None
         self.worlds.begin(np.array([0]), [goal], [None if wish is None else text])
-        return self._observe(), self._info()
+        info = self._info()
+        return self._observe(), info if self.scored else info | {"note": WHY_NOT[explain(str(wish))[1]]}
 
     def step(self, action):
         rewards, success, truncated, status = self.worlds.step(np.asarray(action, np.float32)[None])

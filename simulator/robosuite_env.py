@@ -46,6 +46,7 @@ from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
 from simulator.robosuite_expert import expert_action
 from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
+from simulator.worlds import WorldError
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
 VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
@@ -58,8 +59,8 @@ PROPRIO_LOW = np.array([-1, -1, 0, -1, -1, -1, -1, -0.05, -0.05], np.float32)
 PROPRIO_HIGH = np.array([1, 1, 2, 1, 1, 1, 1, 0.05, 0.05], np.float32)
 
 
-class RobosuiteError(ValueError):
-    """This world cannot be had as it was asked for; the message is one line that says what would be right."""
+class RobosuiteError(WorldError):
+    """This world cannot be had as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,8 @@ class RobosuiteEnv(gymnasium.Env):
             self.seed, self.episode = int(seed), -1
         self.episode += 1
         self.begin(**(options or {}))
-        return self.observe(), {"success": False, "goal": self.goal if self.scored else None, "note": ""}
+        return self.observe(), {"success": False, "goal": self.goal if self.scored else None,
+                                "note": "" if self.scored else "no goal of this scene recognised"}
 
     def begin(self, goal=None, text=None, watch=None):
         """The next episode: its start follows from seed and number alone, whatever is asked."""

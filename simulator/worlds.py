@@ -23,6 +23,11 @@ One world, besides Gymnasium's API: `reset(options={"goal": a goal or a sentence
 """
 from importlib import import_module
 
+
+class WorldError(ValueError):
+    """A world that cannot be had as asked for; the message is one line that says what would be right."""
+
+
 MODULES = {"particles": "simulator.goal_env", "robosuite": "simulator.robosuite_env"}
 
 

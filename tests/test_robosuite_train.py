@@ -1,0 +1,141 @@
+"""The robot arm under the real trainer, evaluation and inference: small, but all of it."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("robosuite", reason="robosuite is not installed: pip install -e '.[robosuite]'")
+
+import config  # noqa: E402
+import inference  # noqa: E402
+import train_vlm  # noqa: E402
+from models import checkpoint  # noqa: E402
+from models.vlm_policy import VLMPolicy  # noqa: E402
+from simulator import robosuite_env  # noqa: E402
+from simulator.rollout import collect  # noqa: E402
+from simulator.worlds import make_env  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import evaluate  # noqa: E402
+
+try:
+    robosuite_env.choose_backend()
+except robosuite_env.RobosuiteError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+SMALL = ["vlm_tiny", "robosuite_lift", "model.heads.hidden=[32]", "env.num_envs=2", "env.max_steps=6",
+         "robosuite.resolution=64", "vlm.reading_samples=32", "vlm.bc_episodes=8", "vlm.bc_samples=48",
+         "vlm.rollout_steps=8", "vlm.ppo_epochs=3", "train.batch_size=8", "rl.critic_warmup=1", "rl.ppo_epochs=2",
+         "rl.target_kl=10.0", "eval.episodes=4", "eval.every=0", "train.save_every=1"]
+
+
+def weights(folder):
+    return checkpoint.load(folder / "vlm_final.pt")[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert train_vlm.main([*SMALL, f"train.output_dir:={folder}"]) == 0
+    return folder
+
+
+def test_a_run_ends_with_finished_episodes_a_best_checkpoint_and_stages(run):
+    """Episodes of 6 steps in rollouts of 8 go on from one rollout to the next: 24 steps end 4 in each world."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ppo = [row for row in rows if row.get("stage") == "ppo"]
+    assert len(ppo) == 3 and sum(row["rollout/episodes"] for row in ppo) >= 8
+    told = [row for row in ppo if row["rollout/episodes"]]
+    assert all(row["rollout/length"] <= 6 and 0 <= row["rollout/success_rate"] <= 1 for row in told)
+    assert all({"rollout/reach", "rollout/return"} <= set(row) for row in told) and "rollout/hover" not in told[0]
+    assert any("rollout/grasp" in row for row in told)
+    assert (run / "vlm_best.pt").is_file() and (run / "vlm_best.pt").stat().st_size < 4_000_000
+    figures = json.loads((run / "eval.json").read_text())
+    mine = figures["policy"]["deterministic"]
+    assert figures["episodes"] == 4 and set(mine["stages"]) == {"reach", "grasp", "lift"}
+    assert set(mine["per_goal"]) == {"lift_cube", "push_cube"}
+    assert len(list((run / "demonstrations").glob("*.hdf5"))) == train_vlm.ROUNDS
+    with Image.open(run / "episodes.gif") as gif:
+        assert gif.n_frames >= 8 and gif.size[0] >= 512
+
+
+def test_a_resumed_run_is_the_same_run(run, tmp_path, monkeypatch):
+    """Stopped after every unit, each time by another process's eyes: from its files alone."""
+    stopping = train_vlm.Interrupt.__bool__
+    count = {"asked": 0}
+
+    def asked(self):
+        count["asked"] += 1
+        return count["asked"] % 4 == 0 or stopping(self)
+
+    monkeypatch.setattr(train_vlm.Interrupt, "__bool__", asked)
+    argv, codes = [*SMALL, f"train.output_dir:={tmp_path}"], []
+    while not codes or codes[-1] == 130:
+        codes.append(train_vlm.main(argv))
+        argv = [f"train.resume:={tmp_path / 'vlm_state.pt'}"]
+        assert len(codes) < 20
+    assert codes[-1] == 0 and len(codes) > 3
+    once, again = weights(run), weights(tmp_path)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
+
+
+def test_the_ratio_is_one_on_a_rollout_of_the_arm(run):
+    """What the original got wrong twice: dropout while collecting, and [B,1] against [B]."""
+    settings = config.load([*SMALL, f"train.output_dir:={run}"])
+    policy, env = VLMPolicy.from_checkpoint(run / "vlm_best.pt"), make_env(settings)
+    try:
+        obs, _ = env.reset(seed=3)
+        rollout, _ = collect(env, policy.train(), obs, 5)
+        assert rollout.actions.shape == rollout.log_probs.shape == (5, 2)
+        with torch.no_grad():
+            again, _, values = policy.evaluate_actions(rollout.flat_obs(), rollout.actions.flatten())
+        assert torch.allclose((again - rollout.log_probs.flatten()).exp(), torch.ones(10), atol=1e-5)
+        assert torch.allclose(values, rollout.values.flatten(), atol=1e-5)
+    finally:
+        env.close()
+
+
+def test_evaluation_and_its_splits(run, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--episodes", "2", "--json", str(out)]) == 0
+    assert "stage: reach" in capsys.readouterr().out
+    assert set(json.loads(out.read_text())["baselines"]) == {"no-op", "random", "expert"}
+    args = ["--model", str(run / "vlm_best.pt"), "--split", "held_out_ko", "swap", "--episodes", "2"]
+    assert evaluate.main([*args, "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["held_out_ko"]["deterministic"]["n"] == 2
+    assert set(figures["swap"]["expert"]) == {"spoken", "true", "true_if_told", "gap"}
+    assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--split", "chain"]) == 2
+    assert "unknown split 'chain': choose from held_out, all, seen" in capsys.readouterr().err
+
+
+def test_inference_shows_an_episode_of_the_arm(run, tmp_path, capsys):
+    gif = tmp_path / "lift.gif"
+    words = ["--model", str(run / "vlm_best.pt"), "--output", str(gif), "--seed", "2"]
+    assert inference.main(["--goal", "큐브를 들어 올려줘", *words]) == 0
+    told = capsys.readouterr().out
+    assert "scored as lift_cube" in told and any(f"1  {name}" in told for name in robosuite_env.ACTIONS)
+    with Image.open(gif) as frames:
+        assert frames.n_frames == 7 and np.asarray(frames.convert("RGB")).std() > 20
+    assert inference.main(["--goal", "sing", *words]) == 0 and "not scored" in capsys.readouterr().out
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(picture)
+    assert inference.main(["--goal", "up", "--image", str(picture), *words]) == 2
+    assert "leave out --image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("env.goals=['fly']", "no goal 'fly' in this world: choose from lift_cube, push_cube"),
+    ("robosuite.cameras=['eye']", "no camera 'eye' in this world: choose from robot0_eye_in_hand"),
+    ("robosuite.robot:=R2D2", "no robot 'R2D2' in this world: choose from Panda"),
+    ("vlm.bc_data:=nowhere.hdf5", "no demonstrations at nowhere.hdf5"),
+])
+def test_what_cannot_be_is_said_in_one_line_before_anything_is_written(word, said, tmp_path, capsys):
+    assert train_vlm.main([*SMALL, word, f"train.output_dir:={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
