@@ -181,6 +181,8 @@ def import_robosuite():
 def prepare(pictures=True):
     """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
     check_installed()
+    if importlib.util.find_spec("triton"):      # torch's: where Mesa's LLVM is loaded first, importing it later crashes
+        importlib.import_module("triton")
     os.environ.setdefault("LP_NUM_THREADS", "0")    # software rendering in this thread: workers are what is parallel
     try:
         choose_backend()

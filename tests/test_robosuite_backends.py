@@ -54,9 +54,15 @@ def test_doctor(renders, wish):
 
 @pytest.mark.parametrize("name", ["robosuite", "mujoco"])
 def test_a_missing_package_is_named_with_the_extra(name):
-    doctor = WITHOUT.format(name=name) + "from simulator import robosuite_env as R; sys.exit(R.doctor())"
-    code, out, err = python("-c", doctor)
-    assert (code, err) == (1, []) and len(out) == 1
+    code, out, err = python("-c", WITHOUT.format(name=name) + """
+from simulator import robosuite_env as R
+try:
+    R.RobosuiteEnv(sentences={})
+except R.RobosuiteError as error:
+    print(error)
+sys.exit(R.doctor())
+""")
+    assert (code, err) == (1, []) and len(out) == 2 and out[0] == out[1]
     assert out[0].startswith(f"{name} is not installed: pip install 'flexibleworld[robosuite]'")
 
 
@@ -77,3 +83,13 @@ def test_without_pictures_no_backend_is_needed(renders):
                             "env = R.RobosuiteEnv(task='Lift', sentences={}, pictures=False)\n"
                             "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
     assert code == 0 and out[0].startswith("False "), err
+
+
+def test_models_can_be_imported_after_pictures_were_drawn(renders):
+    """Mesa and triton, which transformers imports, each bring an LLVM: in the wrong order the process crashes."""
+    if not any(renders.values()):
+        pytest.skip("nothing renders here")
+    code, out, err = python("-c", "from simulator.robosuite_env import RobosuiteEnv\n"
+                            "env = RobosuiteEnv(task='Lift', sentences={})\nenv.reset(seed=0)\n"
+                            "from transformers import Qwen2VLForConditionalGeneration\nprint('good')")
+    assert (code, out) == (0, ["good"]), err

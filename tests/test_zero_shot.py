@@ -111,16 +111,22 @@ def test_a_template_that_says_nothing_is_replaced(folder):
             "<|vision_start|><|image_pad|><|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_three_steps_of_an_arm(folder, tmp_path, capsys):
+def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     try:
         robosuite_env.prepare()
     except robosuite_env.RobosuiteError as error:
         pytest.skip(str(error))
+    prompts, call = [], Speaker.__call__
+    monkeypatch.setattr(Speaker, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
     words = ["--model", str(folder), "--task", "Lift", "--goal", "lift_cube", "--steps", "3", "--resolution", "64"]
     assert zero_shot.main([*words, "--output", str(tmp_path / "a.gif"), "--frames", str(tmp_path), "--every", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith("scored as lift_cube") and [line[:3] for line in out[1:4]] == ["  1", "  2", "  3"]
     assert out[4].startswith("no success after 3 actions, return ") and "of 3 answers named an action" in out[4]
+    done = [(line[3:].split("  ")[1], float(line.split()[-1])) for line in out[1:4]]
+    for prompt, (action, reward) in zip(prompts[1:], done, strict=False):       # each is told of the one before
+        assert action in ACTIONS and f"Previous action: {action}\nReward: {reward:+.4f}\n" in prompt
+    assert len(prompts) == 3 and "Previous" not in prompts[0]
     assert Image.open(tmp_path / "a.gif").n_frames == 4
     assert [path.name for path in tmp_path.glob("*.png")] == ["step002.png"]
     assert np.asarray(Image.open(tmp_path / "step002.png")).std() > 10
