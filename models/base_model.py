@@ -147,11 +147,17 @@ def build(files, dtype="auto", attention="sdpa", device="cpu"):
     return model, tokenizer, json.loads(files["preprocessor_config.json"])
 
 
-def load(name, dtype="auto", attention="sdpa", load_in_4bit=False):
+def load(name, dtype="auto", attention="sdpa", load_in_4bit=False, speaks=False):
     """A hub name or folder -> its Qwen2VLModel, tokenizer and preprocessor (dict). OSError, one line, at once, where it
-    cannot be had, is of another kind, or lacks weights."""
+    cannot be had, is of another kind, or lacks weights. One that `speaks` is a Qwen2VLForConditionalGeneration."""
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2VLConfig, Qwen2VLModel
+    from transformers import (
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLModel,
+    )
     from transformers.image_processing_base import ImageProcessingMixin
     where = reach(name)
     kind = Qwen2VLConfig.get_config_dict(name, **where)[0].get("model_type")
@@ -163,7 +169,7 @@ def load(name, dtype="auto", attention="sdpa", load_in_4bit=False):
     preprocessor, _ = ImageProcessingMixin.get_image_processor_dict(name, **where)
     tokenizer = AutoTokenizer.from_pretrained(name, **where)
     try:
-        model, loaded = Qwen2VLModel.from_pretrained(
+        model, loaded = (Qwen2VLForConditionalGeneration if speaks else Qwen2VLModel).from_pretrained(
             name, dtype=dtype, attn_implementation=attention, ignore_mismatched_sizes=True, output_loading_info=True,
             **options, **where)
     except SafetensorError as error:

@@ -21,12 +21,14 @@ Start: robosuite's own, things and arm at random. Success terminates, `max_steps
     RobosuiteEnv         Gymnasium's Env, registered as FlexibleWorld/Robosuite-v0
     RobosuiteVectorEnv   several, each in a process of its own; what the trainer asks of an environment
 
-A picture differs from what robosuite renders by shadows and mirror images in the floor, which cost most of the time
-and are left out, and by nothing else: what lies outside of a camera's view is not drawn, which nobody sees.
+A picture differs from what robosuite renders by the faint mirror image in the floor and by nothing else: the passes
+for mirrors and shadows, which robosuite's lights do not cast, cost most of the time and are left out, and what lies
+outside of a camera's view is not drawn, which nobody sees.
 
     python -m simulator.robosuite_env        says whether pictures can be rendered here, and what is missing if not
 """
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -41,6 +43,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
 
 from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
@@ -78,6 +81,7 @@ CAMERAS = ("robot0_eye_in_hand", "agentview", "frontview", "birdview", "sideview
 ROBOTS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e")
 RAISED = {"lift_cube": 0.04, "lift_nut": 0.08}      # metres above the start; lift_cube is judged by robosuite itself
 PUSHED = 0.08
+LIMITS = {"resolution": 1024, "control_freq": 500, "action_repeat": 1000, "gripper_repeat": 1000, "max_steps": 10**6}
 
 
 class NamedActions(spaces.Discrete):
@@ -106,8 +110,9 @@ class Settings:
 
     def __post_init__(self):
         self._one_of("task", self.task, TASKS)
-        object.__setattr__(self, "goals", tuple(self.goals) or TASKS[self.task].goals[:1])
-        object.__setattr__(self, "cameras", tuple(self.cameras))
+        several = lambda names: (names,) if isinstance(names, str) else tuple(names)
+        object.__setattr__(self, "goals", several(self.goals) or TASKS[self.task].goals[:1])
+        object.__setattr__(self, "cameras", several(self.cameras))
         for goal in self.goals:
             self._one_of("goal", goal, TASKS[self.task].goals)
         for camera in self.cameras or ("",):
@@ -115,6 +120,10 @@ class Settings:
         self._one_of("robot", self.robot, ROBOTS)
         self._one_of("action space", self.action_space, ("discrete", "continuous"))
         self._one_of("reward", self.reward, ("progress", "shaped", "sparse"))
+        for name, most in LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise RobosuiteError(f"{name} takes a whole number from 1 to {most}, not {value!r}")
 
     def _one_of(self, what, name, names):
         if name not in names:
@@ -139,8 +148,8 @@ def try_backend(name):
     """'' if MuJoCo can render here through this graphics backend, else the reason. A process of its own tries it, for
     a backend that fails may take its process with it."""
     code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
-    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                           env=os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name})
+    environment = os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
+    tried = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["it ended without a word"])[-1]
 
 
@@ -158,15 +167,26 @@ def choose_backend():
                          f"{BACKENDS['egl']}) or OSMesa (apt-get install {BACKENDS['osmesa']})")
 
 
+def check_installed():
+    """RobosuiteError where robosuite or MuJoCo is missing. Imports neither: MuJoCo reads its variables when it is."""
+    for name in ("robosuite", "mujoco"):
+        try:
+            found = importlib.util.find_spec(name)
+        except ImportError:
+            found = None
+        if not found:
+            raise RobosuiteError(f"{name} is not installed: pip install 'flexibleworld[robosuite]', "
+                                 "or pip install -e '.[robosuite]' in a checkout")
+
+
 def import_robosuite():
-    """The package, quiet. RobosuiteError where it is missing."""
+    """The package, without its advice about other packages. After `choose_backend`, or MUJOCO_GL may be a wrong one."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)        # what it says while it is imported is about extras and private settings
+    logging.disable(logging.WARNING)
     try:
         import robosuite
     except ImportError as error:
-        raise RobosuiteError(f"robosuite is not installed ({error}): pip install 'flexibleworld[robosuite]', "
-                             "or pip install -e '.[robosuite]' in a checkout") from None
+        raise RobosuiteError(f"robosuite cannot be imported: {error}") from None
     finally:
         logging.disable(before)
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
@@ -175,7 +195,10 @@ def import_robosuite():
 
 def prepare(pictures=True):
     """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
-    os.environ.setdefault("LP_NUM_THREADS", "0")        # software renders in this thread: the workers are parallel
+    check_installed()
+    if importlib.util.find_spec("triton"):      # torch's: where Mesa's LLVM is loaded first, importing it later crashes
+        importlib.import_module("triton")
+    os.environ.setdefault("LP_NUM_THREADS", "0")    # software rendering in this thread: workers are what is parallel
     try:
         choose_backend()
     except RobosuiteError:
@@ -188,11 +211,11 @@ def prepare(pictures=True):
 def doctor():
     """Prints the state of every backend -> exit code: 0 if pictures can be rendered, 1 if not."""
     try:
-        print(f"robosuite {import_robosuite().__version__}")
+        check_installed()
         for name, packages in BACKENDS.items():
             why = try_backend(name)
-            print(f"{name}: " + (f"{why}; Debian: apt-get install {packages}" if why else "renders"))
-        print(f"in use: {choose_backend()}")
+            print(f"{name}: " + (f"{why}; Debian: apt-get install {packages}" if why else "renders"), flush=True)
+        print(f"in use: {choose_backend()}, with robosuite {import_robosuite().__version__}")
     except RobosuiteError as error:
         print(error)
         return 1
@@ -207,10 +230,11 @@ class Camera:
         self.sim, self.name = sim, name
         self.model, self.data = sim.model._model, sim.data._data
         self.id = sim.model.camera_name2id(name)
-        context = sim._render_context_offscreen
-        for flag in ("SHADOW", "REFLECTION"):
-            context.scn.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-        context.vopt.geomgroup[5] = 0       # where `render` puts what is not to be drawn
+        self.context = context = sim._render_context_offscreen
+        if context:         # without one, `place` still knows what is where
+            for flag in ("SHADOW", "REFLECTION"):
+                context.scn.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+            context.vopt.geomgroup[5] = 0       # where `render` puts what is not to be drawn
         signs = np.array(list(itertools.product((-1, 1), repeat=3)))
         box = self.model.geom_aabb
         self.corners = box[:, None, :3] + signs * box[:, None, 3:]          # [G,8,3] in each geom's frame
@@ -237,6 +261,7 @@ class Camera:
         beyond = [(depth < 0), (x > depth), (x < -depth), (y > depth), (y < -depth)]
         unseen = np.any([outside.all(1) for outside in beyond], axis=0) & ~self.endless
         groups = self.model.geom_group.copy()
+        self.context.gl_ctx.make_current()      # robosuite does so once, and then draws wherever the newest world does
         self.model.geom_group[unseen] = 5
         try:
             picture = self.sim.render(width, height, camera_name=self.name)
@@ -267,7 +292,7 @@ class RobosuiteEnv(gymnasium.Env):
         for observable in self.sim_env._observables.values():       # computed at every substep, and read by nobody
             observable.set_enabled(False)
             observable.set_active(False)
-        self.seed, self.episode, self.seen = 0, -1, None
+        self.seed, self.episode, self.seen = None, -1, None
 
     # --- what is the case -----------------------------------------------------------------------------------------
     @property
@@ -394,8 +419,8 @@ class RobosuiteEnv(gymnasium.Env):
     # --- Gymnasium's API ------------------------------------------------------------------------------------------
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        if seed is not None:
-            self.seed, self.episode = int(seed), -1
+        if seed is not None or self.seed is None:
+            self.seed, self.episode = int(self.np_random.integers(2**31)) if seed is None else int(seed), -1
         self.episode += 1
         self.begin(**(options or {}))
         return self.observe(), {"success": False, "goal": self.goal if self.scored else None,
@@ -431,10 +456,13 @@ class RobosuiteEnv(gymnasium.Env):
 
     def advance(self, action):
         """Holds an action; nothing is judged."""
-        vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
-        self.done_actions.append(action)
-        self.seen = None
-        fingers = self.discrete and action >= 6
+        if self.discrete and not self.action_space.contains(action):
+            raise RobosuiteError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
+        if not self.discrete and np.shape(action) != (7,):
+            raise RobosuiteError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
+        vector = VECTORS[action] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
+        self.done_actions.append(int(action) if self.discrete else vector.tolist())
+        self.seen, fingers = None, self.discrete and action >= 6
         for _ in range(self.settings.gripper_repeat if fingers else self.settings.action_repeat):
             self.sim_env.step(vector)
         self.sim.forward()      # what is seen is what is the case now, not one substep ago
@@ -469,6 +497,8 @@ class RobosuiteEnv(gymnasium.Env):
         return next((name for name in reversed(STAGES) if self.stage.get(name)), "")
 
     def close(self):
+        if self.sim and self.pictures:
+            self.sim._render_context_offscreen.gl_ctx.make_current()    # what is freed is this world's
         self.sim_env.close()
 
     # --- what the trainer asks --------------------------------------------------------------------------------------
@@ -479,11 +509,12 @@ class RobosuiteEnv(gymnasium.Env):
     def state(self):
         """From which `restore` makes the same world: an episode is a function of its seed and its actions."""
         return {"seed": self.seed, "episode": self.episode, "goal": self.goal, "text": self.text,
-                "actions": [np.asarray(action).tolist() for action in self.done_actions]}
+                "scored": self.scored, "actions": list(self.done_actions)}
 
     def restore(self, state):
         self.seed, self.episode = int(state["seed"]), int(state["episode"])
         self.begin(state["goal"], state["text"])
+        self.scored = state["scored"]
         for action in state["actions"]:
             self.advance(action)
             for name, holds in self.stages().items():
@@ -543,6 +574,7 @@ class _Worker(RobosuiteEnv):
 
     def __init__(self, index, **settings):
         signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the trainer, which finishes and saves
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)       # whatever the trainer does about it, a worker just ends
         super().__init__(**settings)
         self.index = index
 
@@ -608,11 +640,18 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         obs, rewards, terminated, truncated, infos = super().step(actions)
         if "final_info" in infos:
             infos["episode"] = infos.pop("final_info")["episode"]
+            infos["success"] = infos["success"] | terminated        # Gymnasium tells of the next episode's start
         self._now = list(infos["goal"])
         return obs, rewards.astype(np.float32), terminated, truncated, infos
 
     def render(self):
         return self.call("render")
+
+    def close_extras(self, timeout=None, terminate=False):
+        """Ends every worker, also where one has died or was interrupted in a step: Gymnasium would wait for ever."""
+        busy, self._state = self._state != AsyncState.DEFAULT, AsyncState.DEFAULT
+        dead = not all(process.is_alive() for process in self.processes)
+        super().close_extras(timeout, terminate or busy or dead)
 
     # --- what the trainer asks ------------------------------------------------------------------------------------
     def _teach(self, goals):

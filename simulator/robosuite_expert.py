@@ -6,6 +6,7 @@ environment's action space: the named action along the worst axis, or a 7-vector
 import numpy as np
 
 CARRY = 0.25        # metres above the target's floor at which a thing is carried
+RELEASE = 0.16      # metres above it below which fingers that have begun to open go on: more than `carry` comes down to
 OPEN, KEEP, CLOSE = -1, 0, 1
 
 
@@ -36,7 +37,7 @@ def intent(env, goal):
     target = env.target(goal)
     if env.grasped() and closed(env) > 0.99:
         return raise_it(env) if target is None else carry(env, goal, target)
-    if target is not None and env.over(goal) and env.thing()[2] < target[2] + CARRY / 2:
+    if target is not None and env.over(goal) and env.thing()[2] < target[2] + RELEASE:
         return still(OPEN) if closed(env) > -0.99 else (np.array([0, 0, 1.0]), 0, KEEP)        # it is there: let go
     return grasp(env)
 

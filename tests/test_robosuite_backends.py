@@ -1,0 +1,95 @@
+"""Which graphics backend draws, and what is said where none does or robosuite is missing."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulator import robosuite_env as R
+
+ROOT = Path(__file__).resolve().parent.parent
+# no module of this name can be found, as where it was never installed
+WITHOUT = """
+import sys
+class Blocker:
+    def find_spec(name, *_):
+        if name.split(".")[0] == {name!r}:
+            raise ModuleNotFoundError("No module named " + name)
+sys.meta_path.insert(0, Blocker)
+"""
+
+
+def python(*words, **variables):
+    """-> exit code, lines of stdout, of stderr; a variable of None is unset."""
+    env = {key: value for key, value in (os.environ | variables).items() if value is not None}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def renders():
+    """{backend: whether it does here}."""
+    try:
+        R.check_installed()
+    except R.RobosuiteError as error:
+        pytest.skip(str(error))
+    return {name: not R.try_backend(name) for name in R.BACKENDS}
+
+
+@pytest.mark.parametrize("wish", [None, "egl", "osmesa", "bogus"])
+def test_doctor(renders, wish):
+    code, out, err = python("-m", "simulator.robosuite_env", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
+    assert code == (0 if any(renders.values()) else 1), err
+    for line, (name, good) in zip(out, renders.items(), strict=False):
+        assert line == f"{name}: renders" if good else line.startswith(f"{name}: ") and R.BACKENDS[name] in line
+    assert len(out) == 3
+    if any(renders.values()):
+        used = wish if renders.get(wish) else next(name for name, good in renders.items() if good)
+        assert out[2].startswith(f"in use: {used}, with robosuite 1.")
+        assert err == ([] if wish in (None, used) else [f"MUJOCO_GL={wish} does not render here: using {used}"])
+    else:
+        assert out[2].startswith("cannot render without a screen: install EGL")
+
+
+@pytest.mark.parametrize("name", ["robosuite", "mujoco"])
+def test_a_missing_package_is_named_with_the_extra(name):
+    code, out, err = python("-c", WITHOUT.format(name=name) + """
+from simulator import robosuite_env as R
+try:
+    R.RobosuiteEnv(sentences={})
+except R.RobosuiteError as error:
+    print(error)
+sys.exit(R.doctor())
+""")
+    assert (code, err) == (1, []) and len(out) == 2 and out[0] == out[1]
+    assert out[0].startswith(f"{name} is not installed: pip install 'flexibleworld[robosuite]'")
+
+
+def test_nothing_renders(monkeypatch, renders, capsys):
+    monkeypatch.setattr(R, "try_backend", lambda name: f"no {name}")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert R.doctor() == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "egl: no egl; Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
+    assert out[2].startswith("cannot render without a screen: install EGL") and len(out) == 3
+    with pytest.raises(R.RobosuiteError, match="libosmesa6"):
+        R.choose_backend()
+    assert os.environ["MUJOCO_GL"] == "egl"
+
+
+def test_without_pictures_no_backend_is_needed(renders):
+    code, out, err = python("-c", "from simulator import robosuite_env as R; R.try_backend = lambda name: 'none'\n"
+                            "env = R.RobosuiteEnv(task='Lift', sentences={}, pictures=False)\n"
+                            "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
+    assert code == 0 and out[0].startswith("False "), err
+
+
+def test_models_can_be_imported_after_pictures_were_drawn(renders):
+    """Mesa and triton, which transformers imports, each bring an LLVM: in the wrong order the process crashes."""
+    if not any(renders.values()):
+        pytest.skip("nothing renders here")
+    code, out, err = python("-c", "from simulator.robosuite_env import RobosuiteEnv\n"
+                            "env = RobosuiteEnv(task='Lift', sentences={})\nenv.reset(seed=0)\n"
+                            "from transformers import Qwen2VLForConditionalGeneration\nprint('good')")
+    assert (code, out) == (0, ["good"]), err

@@ -1,0 +1,495 @@
+"""The robosuite arm: actions, pictures, stages, endings, repeatability, experts, and processes that end."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from simulator import robosuite_env as R
+from simulator.robosuite_env import RobosuiteEnv, RobosuiteError, RobosuiteVectorEnv
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = {"Lift": ("lift_cube", "push_cube"), "PickPlaceCan": ("place_can", "place_can_near"),
+         "NutAssemblySquare": ("place_nut", "lift_nut")}
+SAID = {goal: [f"please {goal}", f"{goal}, please"] for goals in TASKS.values() for goal in goals}
+HAND, TABLE = "robot0_eye_in_hand", "agentview"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendering():
+    try:
+        R.prepare()
+    except RobosuiteError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def make():
+    """make(task, ...): a world, built once for each choice of settings."""
+    worlds = {}
+
+    def get(task="Lift", **settings):
+        key = task, str(sorted(settings.items()))
+        if key not in worlds:
+            worlds[key] = RobosuiteEnv(task=task, sentences=SAID, **settings)
+        return worlds[key]
+    yield get
+    for world in worlds.values():
+        world.close()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    env = RobosuiteVectorEnv(2, sentences=SAID, task="Lift", goals=TASKS["Lift"], resolution=64, max_steps=3,
+                             action_repeat=4, proprioception=True)
+    yield env
+    env.close()
+
+
+def put(env, place):
+    """Sets the thing down there, at rest."""
+    joint = env.object().joints[0]
+    env.sim.data.set_joint_qpos(joint, [*place, 1, 0, 0, 0])
+    env.sim.data.set_joint_qvel(joint, np.zeros(6))
+    env.sim.forward()
+
+
+def play(env, seed, actions):
+    """Everything that one world says, the start first."""
+    obs, _ = env.reset(seed=seed)
+    said = [(obs["goal"], obs["image"].tobytes(), env.sim.data.qpos.tobytes())]
+    for action in actions:
+        obs, reward, *ends, _ = env.step(action)
+        said.append((reward, *ends, obs["image"].tobytes(), env.sim.data.qpos.tobytes()))
+    return said
+
+
+def same(a, b):
+    """Equal leaves of two observations, or of one world of each."""
+    return all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def of(obs, world):
+    return {key: values[world] for key, values in obs.items()}
+
+
+# --- many worlds: first, for a process that has rendered had better not fork ----------------------------------------
+def test_vector_observations_endings_and_autoreset(pair):
+    obs, infos = pair.reset(seed=[7, 8], options={"goals": ["push_cube", None], "texts": [None, "do it"]})
+    assert pair.observation_space.contains(obs) and obs["image"].shape == (2, 64, 64, 3)
+    assert obs["goal"][0] in SAID["push_cube"] and obs["goal"][1] == "do it" and infos["goal"][0] == "push_cube"
+    for k in range(3):
+        before = obs
+        obs, rewards, terminated, truncated, infos = pair.step(np.array([4, 0]))
+        assert rewards.dtype == np.float32 and not terminated.any() and truncated.all() == (k == 2)
+        assert infos["success"].tolist() == [False, False] and ("episode" in infos) == (k == 2)
+    assert set(infos["episode"]) >= {"success", "goal", *R.STAGES} and infos["episode"]["goal"][0] == "push_cube"
+    assert infos["episode"]["reach"].tolist() == [0, 0] and np.isnan(infos["episode"]["hover"]).all()
+    for world in range(2):
+        final = infos["final_obs"][world]
+        assert pair.single_observation_space.contains(final) and final["goal"] == before["goal"][world]
+        assert not same(final, of(obs, world))
+        fresh = infos["final_obs"][world]["proprio"][:3] - obs["proprio"][world][:3]
+        assert np.abs(fresh).max() > 0.02           # the next episode has begun elsewhere than this one ended
+    assert obs["goal"][1] != "do it"
+
+
+def test_success_in_a_vector_is_told_as_in_the_other_worlds(pair):
+    pair.reset(seed=0, options={"goals": ["push_cube", "lift_cube"]})
+    pair.set_attr("start", [np.array([-1.0, 0, 1]), np.array([0, 0, 0.82])])       # as if pushed a metre
+    _, rewards, terminated, truncated, infos = pair.step(np.array([7, 7]))
+    assert terminated.tolist() == infos["success"].tolist() == infos["episode"]["success"].tolist() == [True, False]
+    assert not truncated.any() and rewards[0] > 0.9
+
+
+def test_place_in_the_vector_and_what_ran_before_make_no_difference(pair):
+    actions = np.random.default_rng(1).integers(8, size=(7, 2))        # two episodes' ends in it
+    alone = RobosuiteVectorEnv(1, sentences=SAID, **{key: getattr(pair.settings, key) for key in (
+        "task", "goals", "resolution", "max_steps", "action_repeat", "proprioception")})
+    try:
+        for world, seed in ((0, 41), (1, 42)):
+            both, one = pair.reset(seed=[41, 42])[0], alone.reset(seed=[seed])[0]
+            assert same(of(both, world), of(one, 0)) and not same(of(both, 0), of(both, 1))
+            for action in actions:
+                both, one = pair.step(action), alone.step(action[[world]])
+                assert same(of(both[0], world), of(one[0], 0))
+                assert all(both[i][world] == one[i][0] for i in (1, 2, 3))
+    finally:
+        alone.close()
+
+
+def test_unseeded_worlds_differ():
+    env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, sentences=SAID)
+    try:
+        assert env.reset()[0]["goal"] in SAID["lift_cube"]
+        first = env.unwrapped.seed
+        env.reset()
+        assert env.unwrapped.seed == first and env.unwrapped.episode == 1
+    finally:
+        env.close()
+    assert len({FakeWorld().reset()[1]["goal"] for _ in range(3)}) == 3
+
+
+class FakeWorld(RobosuiteEnv):
+    """Tells its seed in place of a goal."""
+    def __init__(self):
+        self.seed, self.episode, self.goals = None, -1, ("",)
+
+    def say(self, goal, rng):
+        return ""
+
+    def begin(self, seed):
+        self.goal = self.seed
+
+    def observe(self):
+        return {}
+
+
+def test_vector_state_is_restored_with_sentences_and_what_is_not_scored(pair):
+    pair.reset(seed=3)
+    pair.step(np.array([1, 2]))
+    state = json.loads(json.dumps(pair.state()))
+    then = [pair.step(np.array([a, 5]))[:4] for a in (6, 4, 3)]
+    pair.reset(seed=99)
+    restored = pair.restore(state)
+    assert pair.observation_space.contains(restored)
+    for (obs, *rest), a in zip(then, (6, 4, 3), strict=True):
+        again, *others = pair.step(np.array([a, 5]))[:4]
+        assert same(obs, again) and all(map(np.array_equal, rest, others))
+
+
+def test_teaching_in_a_vector(pair):
+    obs, _ = pair.reset(seed=5, options={"goals": ["lift_cube", "push_cube"]})
+    assert pair.expert_actions().tolist() == [7, 6]            # opens to grasp, closes to push
+    asked, actions = pair.ask_otherwise(np.random.default_rng(0), 0.0)
+    assert actions.tolist() == [7, 6] and asked["words"].tolist() == [[1, 0], [0, 1]]
+    assert asked["places"].shape == (2, 2, 2) and np.isnan(asked["places"][:, 1]).all()
+    blind = RobosuiteVectorEnv(1, sentences=SAID, pictures=False, task="Lift")
+    try:
+        assert not blind.reset(seed=5)[0]["image"].any() and blind.expert_actions().tolist() == [7]
+    finally:
+        blind.close()
+
+
+def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
+    for harm in ("action", "death", "interrupt"):
+        env = RobosuiteVectorEnv(2, sentences=SAID, pictures=False, task="Lift")
+        processes = list(env.processes)
+        env.reset(seed=0)
+        if harm == "action":
+            with pytest.raises(RobosuiteError, match="choose from 0 to 7"):
+                env.step(np.array([0, 8]))
+        elif harm == "death":
+            os.kill(processes[0].pid, signal.SIGKILL)
+            with pytest.raises((EOFError, OSError)):
+                env.step(np.array([0, 0]))
+        else:       # Ctrl-C came when one answer had been read and the other not
+            env.step_async(np.array([0, 0]))
+            env.parent_pipes[0].recv()
+        env.close()
+        assert not any(process.is_alive() for process in processes), harm
+
+
+LOOP = """
+import signal
+from simulator.robosuite_env import RobosuiteVectorEnv
+signal.signal(signal.SIGTERM, lambda *_: None)      # as a trainer that would rather save first
+env = RobosuiteVectorEnv(2, sentences={}, pictures=False, task="Lift")
+asked = []
+signal.signal(signal.SIGINT, lambda *_: asked.append(True))     # as one that finishes its step
+env.reset(seed=0)
+print(*(process.pid for process in env.processes), flush=True)
+while not asked:
+    env.step(env.noop_actions())
+env.step(env.noop_actions())
+env.close()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_trainer(number):
+    trainer = subprocess.Popen([sys.executable, "-c", LOOP], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    workers = [int(pid) for pid in trainer.stdout.readline().split()]
+    time.sleep(0.3)
+    if number == signal.SIGINT:
+        os.killpg(trainer.pid, number)       # as a terminal does: everyone gets it
+    else:
+        trainer.kill()
+    trainer.communicate(timeout=30)
+    assert len(workers) == 2 and trainer.returncode == (0 if number == signal.SIGINT else -9)
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in workers if running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- spaces and actions ---------------------------------------------------------------------------------------------
+def test_action_table():
+    assert R.ACTIONS == ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
+    assert R.VECTORS.tolist() == [
+        [-0.5, 0, 0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0, 0], [0, -0.5, 0, 0, 0, 0, 0], [0, 0.5, 0, 0, 0, 0, 0],
+        [0, 0, 0.5, 0, 0, 0, 0], [0, 0, -0.5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, -1]]
+
+
+def test_named_actions_do_what_they_are_called(make):
+    # 10 control steps: 250 mm are commanded, the controller makes about 55 mm of it while they last
+    env, ways = make(pictures=False, action_repeat=10, proprioception=True), R.VECTORS[:6, :3] * 2
+    for seed in (0, 1):
+        for action, name in enumerate(R.ACTIONS):
+            env.reset(seed=seed)
+            place, fingers = env.hand(), np.ptp(env.proprio()[7:])
+            env.advance(action)
+            moved, widened = env.hand() - place, np.ptp(env.proprio()[7:]) - fingers
+            if action < 6:
+                assert 0.04 < moved @ ways[action] < 0.08 and np.linalg.norm(moved * (ways[action] == 0)) < 0.01, name
+                assert abs(widened) < 0.002, name
+            else:
+                assert np.abs(moved).max() < 0.002 and widened * (-1 if action == 6 else 1) > 0.03, name
+
+
+@pytest.mark.parametrize("size, cameras, proprioception", [(64, (HAND,), False), (84, (HAND, TABLE), True)])
+def test_spaces_contain_what_is_observed(make, size, cameras, proprioception):
+    env = make(resolution=size, cameras=cameras, proprioception=proprioception)
+    for action in (None, *range(8)):
+        obs = env.reset(seed=0)[0] if action is None else env.step(action)[0]
+        assert env.observation_space.contains(obs) and set(obs) == set(env.observation_space.spaces)
+        assert obs["image"].shape == (size, size * len(cameras), 3) and obs["image"].dtype == np.uint8
+        if proprioception:
+            assert obs["proprio"].shape == (9,) and obs["proprio"].dtype == np.float32
+            assert np.allclose(obs["proprio"][:3], env.hand(), atol=1e-6)
+            assert abs(np.linalg.norm(obs["proprio"][3:7]) - 1) < 1e-5
+    one, other = env.reset(seed=0)[0]["image"], env.reset(seed=1)[0]["image"]
+    assert one.std() > 20 and not np.array_equal(one, other) and not np.shares_memory(one, other)
+    assert env.render().shape[0] == 256 and env.action_space == gymnasium.spaces.Discrete(8)
+
+
+def test_numbers_that_are_none_do_no_harm(make):
+    env = make(pictures=False, action_space="continuous")
+    assert env.action_space == gymnasium.spaces.Box(-1, 1, (7,), np.float32)
+    after = {}
+    for name, action in {"nan": [np.nan] * 7, "zero": [0] * 7, "inf": [np.inf] * 7, "ten": [10] * 7, "one": [1] * 7,
+                         "-inf": [-np.inf] * 7, "-one": [-1] * 7}.items():
+        action = np.array(action, np.float32)
+        env.reset(seed=0)
+        reward = env.step(action)[1]
+        action[:] = 0.3             # the array is the caller's: it may be written to
+        env.step(np.zeros(7, np.float32))
+        after[name] = env.sim.data.qpos.copy()
+        assert np.isfinite(after[name]).all() and np.isfinite(reward)
+        env.restore(env.state())
+        assert np.array_equal(env.sim.data.qpos, after[name])
+    assert np.array_equal(after["nan"], after["zero"]) and np.array_equal(after["-inf"], after["-one"])
+    assert np.array_equal(after["inf"], after["one"]) and np.array_equal(after["ten"], after["one"])
+    with pytest.raises(RobosuiteError, match="7 numbers"):
+        env.step(np.zeros(6))
+
+
+@pytest.mark.parametrize("action", [-1, 8, 2.5, np.nan, "up", None, np.array([1])])
+def test_wrong_named_actions(make, action):
+    env = make(pictures=False, action_repeat=10, proprioception=True)
+    env.reset(seed=0)
+    with pytest.raises(RobosuiteError, match="choose from 0 to 7"):
+        env.step(action)
+    assert not env.done_actions
+
+
+@pytest.mark.parametrize("wrong, right", [
+    ({"task": "Stack"}, "PickPlaceCan"), ({"task": "Lift", "goals": ["place_can"]}, "lift_cube"),
+    ({"cameras": ["wrist"]}, HAND), ({"cameras": []}, HAND), ({"robot": "Panada"}, "Panda"),
+    ({"action_space": "hybrid"}, "discrete, continuous"), ({"reward": "dense"}, "shaped"), ({"resolution": 0}, "1024"),
+    ({"action_repeat": 0}, "from 1"), ({"max_steps": -5}, "from 1"), ({"control_freq": 1000}, "500"),
+    ({"resolution": 84.5}, "84.5"), ({"control_freq": "20"}, "'20'")])
+def test_wrong_settings(wrong, right):
+    for kind in (RobosuiteEnv, lambda **settings: RobosuiteVectorEnv(1, **settings)):
+        with pytest.raises(RobosuiteError) as error:
+            kind(sentences=SAID, **wrong)
+        assert right in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_name_is_as_good_as_a_list_of_one():
+    settings = R.Settings(cameras=TABLE, goals="place_can_near")
+    assert settings.cameras == (TABLE,) and settings.goals == ("place_can_near",)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("task", TASKS)
+def test_pictures_are_robosuites_own_upright(make, task):
+    """But for the mirror image in the floor, which is faint: the largest difference seen is 43 of 255."""
+    import mujoco
+    env, rng = make(task, action_repeat=4), np.random.default_rng(0)
+    flag, differing = mujoco.mjtRndFlag.mjRND_REFLECTION, {HAND: [], TABLE: []}
+    for seed in range(4):
+        env.reset(seed=seed)
+        for action in rng.integers(8, size=6):
+            env.advance(action)
+        for name, counts in differing.items():
+            mine, raw = env.picture([name]), lambda name=name: env.sim.render(84, 84, camera_name=name)
+            assert np.array_equal(mine, raw()[::-1]) and mine.flags.c_contiguous       # what is out of view, too
+            flags, floor = env.sim._render_context_offscreen.scn.flags, env.sim.model._model.mat("floorplane")
+            try:
+                flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 1
+                assert np.array_equal(mine, raw()[::-1])                               # no light casts any
+                flags[flag] = 1
+                difference = np.abs(raw()[::-1].astype(int) - mine).max(-1)
+                shine, floor.reflectance[:] = floor.reflectance.copy(), 0
+                others = raw()[::-1]
+                floor.reflectance[:] = shine
+            finally:
+                flags[flag] = flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            assert difference.max() < 64
+            if task != "NutAssemblySquare":        # MuJoCo mirrors in one thing only: in the nut where not in the floor
+                assert np.array_equal(mine, others)
+            counts.append((difference > 0).sum())
+    assert max(differing[HAND]) < 0.05 * 84 * 84 and min(differing[TABLE]) > 0 and max(differing[TABLE]) < 0.3 * 84 * 84
+
+
+def seen(env, name, geoms):
+    """Rows and columns of the pixels in which these geoms are seen, as shares of the picture."""
+    model, before = env.sim.model._model, env.picture([name])
+    groups = model.geom_group.copy()
+    model.geom_group[geoms] = 5
+    try:
+        return np.argwhere((env.picture([name]) != before).any(-1)) / len(before)
+    finally:
+        model.geom_group[:] = groups
+
+
+def test_the_gripper_is_below_and_the_thing_where_it_is_said_to_be(make):
+    env = make(action_repeat=4)
+    env.reset(seed=0)
+    model = env.sim.model._model
+    body = lambda word: [g for g in range(model.ngeom) if word in model.body(model.geom_bodyid[g]).name]  # noqa: E731
+    fingers = seen(env, HAND, body("finger"))
+    assert len(fingers) > 50 and fingers[:, 0].mean() > 0.6 and (fingers[:, 0] > 0.5).mean() > 0.9
+    for name in (HAND, TABLE):
+        cube, place = seen(env, name, body("cube")), env.camera(name).place(env.thing())
+        assert len(cube) and np.abs(cube.mean(0) + 0.5 / 84 - place[::-1]).max() < 0.03
+    assert np.isnan(env.camera(HAND).place(env.camera(HAND).data.cam_xpos[env.camera(HAND).id] + [0, 0, 1])).all()
+
+
+# --- stages and endings ---------------------------------------------------------------------------------------------
+def test_stages_of_the_can_by_hand(make, monkeypatch):
+    env = make("PickPlaceCan", pictures=False, max_steps=3, reward="progress", goals=TASKS["PickPlaceCan"])
+    env.reset(seed=0, options={"goal": "place_can"})
+    target, start, hand = env.target(), env.start, env.hand()
+    assert env.value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - hand))))
+    put(env, hand - [0, 0, 0.1])                # 10 cm below the hand: 0.1 (1 - tanh 1) = 0.0238
+    reach = env.value()
+    assert reach == pytest.approx(0.0238, abs=1e-4) and not any(env.stages()[name] for name in ("reach", "grasp"))
+    monkeypatch.setattr(env, "grasped", lambda: True)
+    put(env, start)
+    grasp = env.value()         # 25 cm below where it is carried: 1 - tanh(3.75) = 0.0011
+    away = 0.2 * (1 - np.tanh(10 * np.linalg.norm((target - start)[:2])))
+    assert grasp == pytest.approx(0.35 + 0.15 * (1 - np.tanh(3.75)) + away, abs=1e-4)
+    put(env, start + [0, 0, 0.25])
+    lift = env.value()
+    assert lift == pytest.approx(0.5 + away, abs=1e-4) and not env.stages()["hover"]
+    put(env, [*target[:2], start[2] + 0.25])
+    hover = env.value()
+    assert hover == pytest.approx(0.7, abs=1e-4) and env.stages()["hover"] and not env.reached()
+    monkeypatch.undo()
+    assert env.value() == 0.5                    # let go over its compartment
+    put(env, target + [0, 0, 0.06])
+    assert env.reached() and env.value() == 1 and not env.reached("place_can_near")
+    put(env, env.target("place_can_near") + [0, 0, 0.06])
+    assert env.reached("place_can_near") and not env.reached()
+    assert reach < grasp < lift < hover < 1
+
+
+def test_success_terminates_and_the_limit_truncates_never_both(make):
+    for goal in TASKS["PickPlaceCan"]:
+        for reward in ("sparse", "progress"):
+            env = make("PickPlaceCan", pictures=False, max_steps=3, reward=reward, goals=TASKS["PickPlaceCan"])
+            env.reset(seed=0, options={"goal": goal})
+            steps = [env.step(4) for _ in range(3)]
+            assert [step[2:4] for step in steps] == [(False, False), (False, False), (False, True)]
+            assert steps[2][4]["episode"]["success"] is False and "episode" not in steps[1][4]
+            env.reset(seed=0, options={"goal": goal})
+            start, total = env.value(), env.step(4)[1] + env.step(4)[1]
+            put(env, env.target() + [0, 0, 0.06])
+            _, last, *ends, info = env.step(4)                     # on the last step: success, not the time limit
+            assert ends == [True, False] and info["success"] and info["episode"]["goal"] == goal
+            assert (total + last == pytest.approx(1 - start)) if reward == "progress" else last == 1
+    env.reset(seed=0, options={"goal": "juggle"})
+    put(env, env.target() + [0, 0, 0.06])                          # a sentence that is not known is not scored
+    _, reward, *ends, info = env.step(4)
+    assert (reward, ends, info["success"], info["goal"]) == (0, [False, False], False, None)
+    state = env.state()
+    env.restore(state)
+    assert env.state() == state and not env.scored and env.text == "juggle"
+
+
+# --- repeatability --------------------------------------------------------------------------------------------------
+def test_two_worlds_in_one_process_draw_their_own_pictures(make):
+    one, other = make(action_repeat=4), make("PickPlaceCan", action_repeat=4)
+    picture = one.reset(seed=0)[0]["image"]
+    assert not np.array_equal(other.reset(seed=0)[0]["image"], picture)
+    assert np.array_equal(one.picture(), picture)
+    RobosuiteEnv(task="Lift", sentences=SAID).close()
+    assert np.array_equal(one.picture(), picture)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_same_seed_and_actions_same_trajectory(make, task):
+    env, rng = make(task, action_repeat=4), np.random.default_rng(2)
+    actions = [7, *rng.integers(8, size=8), 6, 6, 4]
+    first = play(env, 11, actions)
+    for action in rng.integers(8, size=9):
+        env.step(action)
+    put(env, env.hand())                                           # and something is in its hand
+    env.step(6)
+    assert play(env, 11, actions) == first and play(env, 12, [])[0][2] != first[0][2]
+    if task == "Lift":
+        fresh = RobosuiteEnv(task=task, action_repeat=4, sentences=SAID)
+        try:
+            assert play(fresh, 11, actions) == first
+        finally:
+            fresh.close()
+
+
+def test_where_it_starts_does_not_depend_on_what_is_asked(make):
+    for settings, goals in (({}, ("lift_cube",)), ({"goals": TASKS["Lift"]}, TASKS["Lift"])):
+        env, starts = make(pictures=False, **settings), set()
+        for options in (None, {"goal": goals[0]}, {"goal": goals[-1], "text": "go"}, {"text": "go"}):
+            env.reset(seed=4, options=options)
+            starts.add(env.sim.data.qpos.tobytes())
+        assert len(starts) == 1
+
+
+# --- experts --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("task, space, repeat, seeds", [
+    ("Lift", "discrete", 4, (0, 1, 2)), ("PickPlaceCan", "discrete", 5, (0, 1, 2)),
+    ("NutAssemblySquare", "continuous", 4, (1, 2))])
+def test_experts_reach_every_goal(make, task, space, repeat, seeds):
+    env = make(task, pictures=False, action_space=space, action_repeat=repeat, goals=TASKS[task], max_steps=100)
+    for goal in TASKS[task]:
+        runs = []
+        for seed in (*seeds, *seeds[:goal == "lift_cube"]):
+            env.reset(seed=seed, options={"goal": goal})
+            actions, order, total, ended = [], [], env.value(), False
+            while not ended:
+                actions.append(env.expert_action())
+                assert env.action_space.contains(actions[-1])
+                _, reward, success, ended, info = env.step(actions[-1])
+                total, ended = total + reward, ended or success
+                order += [name for name in R.STAGES if env.stage.get(name) and name not in order]
+            assert success and total == pytest.approx(1), (goal, seed)
+            assert order == [name for name in R.STAGES if name in order] and order, (goal, seed)
+            if env.target() is not None:
+                assert order == list(R.STAGES) and all(info["episode"][name] == 1 for name in R.STAGES)
+            runs.append((seed, np.array(actions).tolist(), env.sim.data.qpos.tolist()))
+        assert len(runs) == len(seeds) or runs[-1] == runs[0]

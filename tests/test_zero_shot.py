@@ -1,0 +1,148 @@
+"""Control without training: prompts, what is made of a model's words, and three steps of a real arm."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import base_model
+from models.zero_shot import Speaker, ZeroShot, parse, policy_prompt, zero_shot_prompt
+from simulator import robosuite_env
+from simulator.robosuite_env import ACTIONS
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import zero_shot  # noqa: E402
+
+TASK = "Pick up the can and place it in a different location."
+PICTURE = np.random.default_rng(0).integers(256, size=(84, 84, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Qwen2-VL with a vocabulary head, tiny and untrained."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+    folder = tmp_path_factory.mktemp("speaks")
+    files = base_model.random_files("vlm_tiny", [TASK, *ACTIONS])
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def test_prompt_of_the_policy():
+    assert policy_prompt(TASK, ACTIONS) == (
+        "Robot control task: Pick up the can and place it in a different location.\n"
+        "Available actions: backward, forward, left, right, up, down, close gripper, open gripper\n"
+        "Choose the best action based on the current view.\n"
+        "Answer:")
+
+
+def test_previous_action_and_reward_are_in_the_prompt():
+    first, later = zero_shot_prompt(TASK, ACTIONS), zero_shot_prompt(TASK, ACTIONS, ("open gripper", -0.0312))
+    assert "Previous" not in first and "Reward" not in first
+    assert "Previous action: open gripper\nReward: -0.0312\n" in later
+    for prompt in (first, later):
+        assert TASK in prompt and all(name in prompt for name in ACTIONS) and prompt.endswith("Answer:")
+
+
+@pytest.mark.parametrize("text, action", [
+    ("left", "left"), ("  UP\n", "up"), ("Close  Gripper", "close gripper"), ("close gripper.", "close gripper"),
+    ("Action: right!", "right"), ("open gripper, not close gripper", "close gripper"),
+    ("go up, open gripper", "open gripper"),
+    ("move down then left", "down"), ("left, then down", "left"), ("lift the cup", None), ("upright", None),
+    ("the leftover", None), ("up으로", "up"), ("'forward'", "forward"), ("", None), ("\x00\ufffd!?", None),
+    ("gripper", None), ("backwards", None), ("위로", None)])
+def test_parsing(text, action):
+    assert parse(text, ACTIONS) == action
+    answer = ZeroShot(lambda *_: text, ACTIONS).act(PICTURE, TASK)
+    assert (answer.action, answer.parsed, answer.error) == (action or "forward", action is not None, "")
+
+
+def test_errors_are_counted_and_told():
+    said = iter(["down", RuntimeError("out of memory\nat some place"), "hm", None])
+
+    def generate(picture, prompt):
+        text = next(said)
+        if isinstance(text, Exception):
+            raise text
+        return text
+    model = ZeroShot(generate, ACTIONS)
+    answers = [model.act(PICTURE, TASK) for _ in range(3)]
+    assert [answer.action for answer in answers] == ["down", "forward", "forward"]
+    assert answers[1].error.startswith("RuntimeError: out of memory") and "\n" not in answers[1].error
+    assert model.report().startswith("1 of 3 answers named an action, 1 failed (RuntimeError: out of memory")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        ZeroShot(interrupted, ACTIONS).act(PICTURE, TASK)
+
+
+def test_speaker_writes_ten_of_the_likeliest_tokens(folder):
+    speaker = Speaker(folder)
+    text = speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
+    assert isinstance(text, str) and text == speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
+    seen = {}
+    generate = speaker.model.generate
+    speaker.model.generate = lambda **inputs: seen.update(inputs, out=generate(**inputs)) or seen["out"]
+    speaker(PICTURE, policy_prompt(TASK, ACTIONS))
+    length = seen["input_ids"].shape[1]
+    prompt = speaker.tokenizer.decode(seen["input_ids"][0], skip_special_tokens=True)
+    assert "available actions: backward, forward, left" in prompt.lower() and "pixel_values" in seen
+    assert (seen["input_ids"] == speaker.model.config.image_token_id).sum() > 1       # the picture has its place
+    assert length < seen["out"].shape[1] <= length + 10
+    names = {"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"} & set(seen)
+    with torch.inference_mode():
+        best = speaker.model(**{name: seen[name] for name in names}).logits[0, -1].argmax()
+    assert seen["out"][0, length] == best
+
+
+def test_a_template_that_says_nothing_is_replaced(folder):
+    speaker = Speaker(folder)
+    for template in ("", None, "{% if false %}x{% endif %}"):
+        speaker.processor.chat_template = speaker.tokenizer.chat_template = template
+        assert speaker.chat("hello") == (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            "<|vision_start|><|image_pad|><|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
+    try:
+        robosuite_env.prepare()
+    except robosuite_env.RobosuiteError as error:
+        pytest.skip(str(error))
+    prompts, call = [], Speaker.__call__
+    monkeypatch.setattr(Speaker, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
+    words = ["--model", str(folder), "--task", "Lift", "--goal", "lift_cube", "--steps", "3", "--resolution", "64"]
+    assert zero_shot.main([*words, "--output", str(tmp_path / "a.gif"), "--frames", str(tmp_path), "--every", "2"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].endswith("scored as lift_cube") and [line[:3] for line in out[1:4]] == ["  1", "  2", "  3"]
+    assert out[4].startswith("no success after 3 actions, return ") and "of 3 answers named an action" in out[4]
+    done = [(line[3:].split("  ")[1], float(line.split()[-1])) for line in out[1:4]]
+    for prompt, (action, reward) in zip(prompts[1:], done, strict=False):       # each is told of the one before
+        assert action in ACTIONS and f"Previous action: {action}\nReward: {reward:+.4f}\n" in prompt
+    assert len(prompts) == 3 and "Previous" not in prompts[0]
+    assert Image.open(tmp_path / "a.gif").n_frames == 4
+    assert [path.name for path in tmp_path.glob("*.png")] == ["step002.png"]
+    assert np.asarray(Image.open(tmp_path / "step002.png")).std() > 10
+    for wrong, why in ((["--task", "Stack"], "choose from Lift"), (["--steps", "0"], "from 1 up"),
+                       (["--output", str(tmp_path / "no" / "a.gif")], "folder that exists"),
+                       (["--model", str(tmp_path)], "config.json")):
+        assert zero_shot.main([*words, "--output", str(tmp_path / "b.gif"), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and why in error and error.count("\n") == 1
+    assert not (tmp_path / "b.gif").exists()
+
+
+def test_a_model_of_another_kind_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(OSError, match="llama"):
+        Speaker(tmp_path)
