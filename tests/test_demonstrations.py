@@ -422,7 +422,7 @@ def test_mujoco_alone_finds_the_hand_where_it_was(recorded):
 
 def test_the_arms_batches_are_the_files(env, recorded):
     demos = Demonstrations(recorded)
-    obs, actions = demos.draw(np.random.default_rng(0), 16, GOALS, env._say, relabel=0.5)
+    obs, actions = demos.draw(np.random.default_rng(0), 16, GOALS, env.say, relabel=0.5)
     assert obs["image"].shape[1:] == env.single_observation_space["image"].shape
     asked, _ = env.ask_otherwise(np.random.default_rng(0), 0.5)
     assert asked.keys() | {"image", "proprio"} == obs.keys()

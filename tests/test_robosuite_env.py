@@ -139,13 +139,10 @@ def test_unseeded_worlds_differ():
 class FakeWorld(RobosuiteEnv):
     """Tells its seed in place of a goal."""
     def __init__(self):
-        self.seed, self.episode, self.goals = None, -1, ("",)
+        self.seed, self.episode = None, -1
 
-    def say(self, goal, rng):
-        return ""
-
-    def begin(self, seed):
-        self.goal = self.seed
+    def begin(self):
+        self.goal, self.scored = self.seed, True
 
     def observe(self):
         return {}
@@ -247,7 +244,7 @@ def test_action_table():
 
 def test_named_actions_do_what_they_are_called(make):
     # 10 control steps: 250 mm are commanded, the controller makes about 55 mm of it while they last
-    env, ways = make(pictures=False, action_repeat=10, proprioception=True), R.VECTORS[:6, :3] * 2
+    env, ways = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True), R.VECTORS[:6, :3] * 2
     for seed in (0, 1):
         for action, name in enumerate(R.ACTIONS):
             env.reset(seed=seed)
@@ -300,7 +297,7 @@ def test_numbers_that_are_none_do_no_harm(make):
 
 @pytest.mark.parametrize("action", [-1, 8, 2.5, np.nan, "up", None, np.array([1])])
 def test_wrong_named_actions(make, action):
-    env = make(pictures=False, action_repeat=10, proprioception=True)
+    env = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True)
     env.reset(seed=0)
     with pytest.raises(RobosuiteError, match="choose from 0 to 7"):
         env.step(action)
