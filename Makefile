@@ -1,12 +1,13 @@
-# One environment, made once for each state of the two dependency files.
+# One environment, made once for each state of the dependency files.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.txt | cksum | cut -d' ' -f1)
+ARM := $(STAMP)-arm-$(shell cksum < requirements-robosuite.txt | cut -d' ' -f1)
 # the shared, idle-spinning OpenMP threads of torch are slower than sleeping ones where anything else runs
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup train test test-slow lint bench clean
+.PHONY: setup robosuite train test test-slow lint bench clean
 
 setup: $(STAMP)
 
@@ -15,6 +16,13 @@ $(STAMP):
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements.txt
 	touch $(STAMP)
+
+robosuite: $(ARM)
+
+$(ARM): $(STAMP)
+	$(PY) -m pip install --quiet -r requirements-robosuite.txt
+	$(PY) -m simulator.robosuite_env
+	touch $(ARM)
 
 train: setup
 	$(PY) train_vlm.py vlm_tiny
