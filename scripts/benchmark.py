@@ -3,6 +3,7 @@
     python scripts/benchmark.py simulator [--json out.json]
     python scripts/benchmark.py policy|ppo [--preset WORD...] [--device cpu|cuda] [--threads N] [--json out.json]
     python scripts/benchmark.py ppo --preset vlm_fast model.vlm.name:=qwen2_vl_50m model.vlm.init:=random
+    python scripts/benchmark.py robosuite [--task Lift]
 
 simulator: steps per second of a batch of particle worlds with everything on, without and with pictures; the
 same as a plain Python loop over particles (tests/reference_simulator.py); what a particle costs in a large world.
@@ -11,6 +12,8 @@ ppo: samples per second of the trainer's own PPO update on a rollout of its own,
 saw while it was collected, as in training.
 Both against a straightforward use of transformers, one sample at a time, with the same weights, samples and threads;
 the words after --preset are those of train_vlm.py.
+robosuite: control steps per second of the robot arm with an 84x84 picture from its hand after each, one process, two
+processes, without pictures, and as robosuite.make gives it with its defaults.
 """
 import argparse
 import json
@@ -26,7 +29,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-REPEATS = {"simulator": 15, "policy": 7, "ppo": 3}
+REPEATS = {"simulator": 15, "policy": 7, "ppo": 3, "robosuite": 7}
 WORLDS, STEPS, ONE_BY_ONE = 64, 1, 8      # of a rollout; decisions that are timed together one by one
 
 
@@ -264,6 +267,65 @@ def benchmark_ppo(words, device, threads, repeats):
         "device": str(policy.device)}
 
 
+def _default_robosuite(task, pipe):
+    """A process in which robosuite is as it comes: it steps as often as it is told."""
+    import robosuite
+    env = robosuite.make(task, robots="Panda", has_renderer=False, has_offscreen_renderer=True, use_camera_obs=True,
+                         camera_names="robot0_eye_in_hand", camera_heights=84, camera_widths=84, reward_shaping=True)
+    env.reset()
+    rng = np.random.default_rng(0)
+    while steps := pipe.recv():
+        for _ in range(steps):
+            env.step(rng.uniform(-0.5, 0.5, 7))
+        pipe.send(steps)
+
+
+def benchmark_robosuite(repeats, task="PickPlaceCan", steps=20):
+    import multiprocessing
+
+    from simulator.robosuite_env import RobosuiteVectorEnv, choose_backend
+    backend, spawn = choose_backend(), multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    default = spawn.Process(target=_default_robosuite, args=(task, theirs), daemon=True)
+    default.start()
+    settings = {"task": task, "action_space": "continuous", "max_steps": 10**6}
+    one, two, blind = (RobosuiteVectorEnv(count, pictures=pictures, **settings)
+                       for count, pictures in ((1, True), (2, True), (1, False)))
+    rng = np.random.default_rng(0)
+
+    def run(env):
+        def go():
+            for _ in range(steps):
+                env.step(rng.uniform(-0.5, 0.5, (env.num_envs, 7)).astype(np.float32))
+        return go
+
+    def run_default():
+        ours.send(steps)
+        ours.recv()
+
+    for env in (one, two, blind):
+        env.reset(seed=0)
+    calls = {"default": run_default, "one": run(one), "two": run(two), "blind": run(blind)}
+    times = {name: [] for name in calls}
+    for _ in range(repeats + 1):        # all of them in turn, so that what else the machine does hits all alike
+        for name, call in calls.items():
+            times[name].append(seconds_of(call))
+    median = {name: float(np.median(values[1:])) for name, values in times.items()}
+    ours.send(0)
+    for env in (one, two, blind):
+        env.close()
+    return {"steps_per_s": steps / median["one"], "robosuite_steps_per_s": steps / median["default"],
+            "speedup": median["default"] / median["one"], "two_workers_steps_per_s": 2 * steps / median["two"],
+            "two_workers_to_one": 2 * median["one"] / median["two"],
+            "without_pictures_steps_per_s": steps / median["blind"], "backend": backend}
+
+
+def seconds_of(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -271,7 +333,9 @@ def main(argv=None):
         command = commands.add_parser(name)
         command.add_argument("--json", type=Path, help="also write the numbers here")
         command.add_argument("--repeats", type=int, default=repeats, help="the median of so many")
-        if name != "simulator":
+        if name == "robosuite":
+            command.add_argument("--task", default="PickPlaceCan", help="Lift, PickPlaceCan or NutAssemblySquare")
+        elif name != "simulator":
             command.add_argument("--preset", nargs="+", default=["vlm_tiny"], metavar="WORD", dest="words",
                                  help="presets, key=value and key:=string, as for train_vlm.py")
             command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -285,8 +349,9 @@ def main(argv=None):
     except Exception as error:
         from config import ConfigError
         from simulator.goals import GoalError
+        from simulator.worlds import WorldError
         from train_vlm import UserError
-        if not isinstance(error, (ConfigError, GoalError, UserError)):
+        if not isinstance(error, (ConfigError, GoalError, UserError, WorldError)):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -299,7 +364,8 @@ def main(argv=None):
     return 0
 
 
-BENCHMARKS = {"simulator": benchmark_simulator, "policy": benchmark_policy, "ppo": benchmark_ppo}
+BENCHMARKS = {"simulator": benchmark_simulator, "policy": benchmark_policy, "ppo": benchmark_ppo,
+              "robosuite": benchmark_robosuite}
 
 if __name__ == "__main__":
     sys.exit(main())
