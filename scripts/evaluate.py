@@ -3,6 +3,7 @@
     python scripts/evaluate.py --model checkpoints/vlm_best.pt                         the simple goals, goal by goal
     python scripts/evaluate.py --split all --json out.json                             every split, in one table
     python scripts/evaluate.py --split held_out_en chain --episodes 1000
+    python scripts/evaluate.py --world robosuite_can --episodes 100        a world's no-op, random and expert, no model
 
 What the splits are: simulator/splits.py. `chain` takes 1,000 episodes of five goals unless --episodes says otherwise.
 """
@@ -20,6 +21,8 @@ from inference import SHIPPED, TRAINED, add_model_arguments  # noqa: E402
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
+    parser.add_argument("--world", nargs="+", default=[], metavar="WORD",
+                        help="in place of a model: presets and key=value of a world, whose baselines are measured")
     parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
     parser.add_argument("--episodes", type=int, help="of each split (default: as in training, chain 1000)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
@@ -34,6 +37,9 @@ def main(argv=None):
     if args.json and (there or not folder.is_dir() or not os.access(folder, os.W_OK)):
         return fail(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
 
+    if args.world and (args.split or args.model):
+        return fail("--world measures no model: leave out --model and --split")
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
     import torch
 
@@ -47,10 +53,11 @@ def main(argv=None):
     from simulator.worlds import WorldError, make_env, world_of
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
-        policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
-        if "config" not in policy.meta:
+        policy = None if args.world else VLMPolicy.from_pretrained(
+            args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
+        if policy and "config" not in policy.meta:
             return fail(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
-        settings = config.from_dict(policy.meta["config"])
+        settings = config.from_dict(policy.meta["config"]) if policy else config.load(args.world)
         usual = settings.eval.episodes
         if args.split:
             world, figures = world_of(settings), {}
@@ -71,7 +78,9 @@ def main(argv=None):
             print(show(figures))
     except (CheckpointError, config.ConfigError, GoalError, SentencesError, WorldError) as error:
         return fail(error)
-    if args.json:
+    if args.json and args.world:
+        args.json.write_text(json.dumps({"world": args.world} | figures, indent=1) + "\n")
+    elif args.json:
         model = Path(args.model).absolute()
         own = args.json.absolute() == (model / "policy.json" if model.is_dir() else model.with_suffix(".json"))
         about = {key: value for key, value in policy.meta.items() if key != "architecture"}

@@ -107,15 +107,13 @@ def step_ratio(a, b):
 
 
 def evaluate_policy(env, policy, episodes, seed, spread=alone, baselines=True):
-    """Everything a report needs, as plain data: `policy` (deterministic, sampled) and `baselines` (no-op, random,
-    expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
+    """Everything a report needs, as plain data: `policy` (deterministic, sampled; none of None) and `baselines` (no-op,
+    random, expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
     results = run_all(env, policy, episodes, seed, spread=spread, baselines=baselines)
     figures = {name: summary(result) for name, result in results.items()}
-    mine = ("deterministic", "sampled")
-    ratio = step_ratio(results["deterministic"], results["expert"]) if baselines else None
-    return {"episodes": episodes, "seed": seed, "policy": {name: figures[name] for name in mine},
-            "baselines": {name: figure for name, figure in figures.items() if name not in mine},
-            "steps_policy_to_expert": ratio}
+    mine = {name: figures.pop(name) for name in ("deterministic", "sampled") if name in figures}
+    ratio = step_ratio(results["deterministic"], results["expert"]) if mine and baselines else None
+    return {"episodes": episodes, "seed": seed, "policy": mine, "baselines": figures, "steps_policy_to_expert": ratio}
 
 
 def show(figures):
