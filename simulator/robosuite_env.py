@@ -469,9 +469,9 @@ class RobosuiteEnv(gymnasium.Env):
 
     def step(self, action):
         self.advance(action)
-        for name, holds in self.stages().items():
-            self.stage[name] |= holds
         success, value = self.reached() and self.scored, self.value()
+        for name, holds in self.stages().items():
+            self.stage[name] |= holds or success
         self.watched |= bool(self.watch) and self.reached(self.watch)
         reward = {"progress": value - self.before, "shaped": value, "sparse": float(success)}[self.settings.reward]
         self.before = value
