@@ -255,7 +255,7 @@ def robosuite_square(config):
 def robosuite_quick(config):
     """2,000 steps of PPO after a little cloning, in ten minutes"""
     config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)),
-                      bc_samples=20000, bc_episodes=60)
+                      bc_samples=20000, bc_episodes=min(config.vlm.bc_episodes, 60))
     config.eval.update(episodes=20, every=4)
 
 
@@ -307,7 +307,8 @@ def debug(config):
     """everything small, whatever else is given: does it run at all?"""
     config.train.update(batch_size=8, save_every=1)
     config.vlm.update(reading_samples=min(config.vlm.reading_samples, 64),
-                      bc_epochs=min(config.vlm.bc_epochs, 1), bc_samples=64, ppo_epochs=2, rollout_steps=8)
+                      bc_epochs=min(config.vlm.bc_epochs, 1), bc_episodes=min(config.vlm.bc_episodes, 8), bc_samples=64,
+                      ppo_epochs=2, rollout_steps=8)
     config.env.update(num_envs=4, max_steps=8)
     config.eval.update(episodes=16, every=1)
 
@@ -397,6 +398,11 @@ def _reject_contradictions(c):
             raise ConfigError(f'{key} is {value}, more than {bound}, which is {most}')
     if not c.model.heads.hidden:
         raise ConfigError('model.heads.hidden is empty: give the width of one layer at least, as in [128]')
+    for key, value in (('vlm.bc_episodes', c.vlm.bc_episodes), ('vlm.bc_data', c.vlm.bc_data)):
+        if value and c.env.world == 'particles':
+            raise ConfigError(f'{key} is for the robot arm: leave it out, demonstrations of particles are made fresh')
+    if c.env.chain and c.env.world != 'particles':
+        raise ConfigError('env.chain is for the particle world: leave it out')
     if c.model.vlm.load_in_4bit and (c.model.vlm.init == 'random' or not c.model.vlm.use_lora):
         raise ConfigError('model.vlm.load_in_4bit is for pretrained weights that stay as they are: '
                           'give model.vlm.init:=pretrained and model.vlm.use_lora=True with it')

@@ -521,7 +521,7 @@ def read_config(argv):
     if resume[2] is None:
         raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE} beside it")
     others = [word for word in argv if not word.startswith("train.resume")]
-    kept = ("seed", "model.", "world.", "physics.", "env.", "vlm.reading_", "vlm.bc_", "train.output_dir")
+    kept = ("seed", "model.", "world.", "physics.", "robosuite.", "env.", "vlm.reading_", "vlm.bc_", "train.output_dir")
     for word in others:
         if word.startswith(kept):
             raise UserError("a resumed run keeps its seed, model, world, demonstrations and folder (that of the state "

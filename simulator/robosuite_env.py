@@ -27,7 +27,6 @@ outside of a camera's view is not drawn, which nobody sees.
 
     python -m simulator.robosuite_env        says whether pictures can be rendered here, and what is missing if not
 """
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -47,6 +46,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
+from simulator.language import corpus_hash
 from simulator.robosuite_expert import expert_action
 from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
 from simulator.worlds import WorldError
@@ -718,11 +718,11 @@ def describe(action):
 
 
 def sentences(config):
-    return sentences_by_goal()
+    return sentences_by_goal("train", None, tuple(config["env"]["sentences"]))
 
 
 def corpus(config):
-    return hashlib.sha256(SENTENCES.read_bytes()).hexdigest()
+    return corpus_hash(config["env"]["sentences"], SENTENCES)
 
 
 def _settings(config, max_steps=None):
@@ -731,7 +731,7 @@ def _settings(config, max_steps=None):
 
 
 def make_env(config, num_envs):
-    return RobosuiteVectorEnv(num_envs, **_settings(config))
+    return RobosuiteVectorEnv(num_envs, sentences=sentences(config), **_settings(config))
 
 
 def splits(config):

@@ -45,9 +45,11 @@ def rows(path=SENTENCES):
     return language.load_sentences(path, _check_goal)
 
 
-def sentences_by_goal(split="train", language=None):
-    """{goal: its sentences} of a split ("train" or "held_out"), in one language ("ko" or "en") or both."""
-    return {goal: [row["text"] for row in rows() if row["goal"] == goal and row["split"] == split
+def sentences_by_goal(split="train", language=None, more=()):
+    """{goal: its sentences} of a split ("train" or "held_out"), in one language ("ko" or "en") or both; of the files
+    `more` too."""
+    known = [row for path in (SENTENCES, *more) for row in rows(path)]
+    return {goal: [row["text"] for row in known if row["goal"] == goal and row["split"] == split
                    and language in (None, row["language"])] for goal in SAYS}
 
 
