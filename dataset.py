@@ -152,7 +152,7 @@ def split_demonstrations(path, share, seed):
 
 
 def replay(env, episode):
-    """The episode with the `obs` of its `states` as a RobosuiteEnv of its scene sees them; RobosuiteError for another
+    """The episode with the `obs` of its `states` as a RobosuiteEnv of its scene sees them; WorldError for another
     scene's. So a file gets pictures: write_demonstrations(other, (replay(env, e) for e in read_demonstrations(path)),
     env.env_args())."""
     env.reset(seed=0, options={"goal": episode["goal"]})

@@ -283,7 +283,8 @@ def _default_robosuite(task, pipe):
 def benchmark_robosuite(repeats, task="PickPlaceCan", steps=20):
     import multiprocessing
 
-    from simulator.robosuite_env import RobosuiteVectorEnv, choose_backend
+    from simulator.rendering import choose_backend
+    from simulator.robosuite_env import RobosuiteVectorEnv
     backend, spawn = choose_backend(), multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     default = spawn.Process(target=_default_robosuite, args=(task, theirs), daemon=True)

@@ -42,8 +42,7 @@ def main(argv=None):
 
     import config
     from dataset import DemonstrationsError, collect, import_h5py, split_demonstrations, write_demonstrations
-    from simulator.robosuite_env import RobosuiteError
-    from simulator.worlds import make_env
+    from simulator.worlds import WorldError, make_env
     env, began, tally = None, time.perf_counter(), [0, 0]
     try:
         import_h5py()
@@ -61,7 +60,7 @@ def main(argv=None):
             samples = write_demonstrations(args.output, until_interrupted(episodes), env.call("env_args")[0])
         if args.valid is not None:
             split_demonstrations(args.output, args.valid, args.seed)
-    except (config.ConfigError, DemonstrationsError, RobosuiteError, OSError) as error:
+    except (config.ConfigError, DemonstrationsError, WorldError, OSError) as error:
         return fail(error)
     finally:
         if env is not None:

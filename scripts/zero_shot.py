@@ -39,7 +39,7 @@ def main(argv=None):
 
     from models.checkpoint import first_line
     from models.zero_shot import Speaker, ZeroShot
-    from simulator.robosuite_env import ACTIONS, RobosuiteEnv, RobosuiteError
+    from simulator.robosuite_env import ACTIONS, RobosuiteEnv, WorldError
     env = None
     try:
         env = RobosuiteEnv(task=args.task, cameras=args.camera, resolution=args.resolution, max_steps=args.steps,
@@ -47,7 +47,7 @@ def main(argv=None):
         model = ZeroShot(Speaker(args.model, "cuda" if torch.cuda.is_available() else "cpu"), ACTIONS)
         scene, ending = run(env, model, args)
         save_gif([scene], args.output)
-    except RobosuiteError as error:
+    except WorldError as error:
         return fail(error)
     except OSError as error:
         return fail(f"{args.model}: {first_line(error)}")

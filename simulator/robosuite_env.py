@@ -24,19 +24,11 @@ Start: robosuite's own, things and arm at random. Success terminates, `max_steps
 A picture differs from what robosuite renders by the faint mirror image in the floor and by nothing else: the passes
 for mirrors and shadows, which robosuite's lights do not cast, cost most of the time and are left out, and what lies
 outside of a camera's view is not drawn, which nobody sees.
-
-    python -m simulator.robosuite_env        says whether pictures can be rendered here, and what is missing if not
 """
-import importlib.util
-import itertools
 import json
-import logging
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from functools import cache
 
 import gymnasium
 import numpy as np
@@ -47,6 +39,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from simulator.evaluation import run_all, share
 from simulator.goal_env import CHARACTERS
 from simulator.language import corpus_hash
+from simulator.rendering import Camera, import_robosuite, prepare
 from simulator.robosuite_expert import expert_action
 from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
 from simulator.worlds import WorldError
@@ -57,13 +50,8 @@ VECTORS[range(6), [0, 0, 1, 1, 2, 2]] = [-0.5, 0.5, -0.5, 0.5, 0.5, -0.5]
 VECTORS[[6, 7], 6] = 1, -1
 SPLITS = ("seen", "held_out_en", "held_out_ko", "swap")
 STAGES = ("reach", "grasp", "lift", "hover")
-BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}      # Debian's packages
 PROPRIO_LOW = np.array([-1, -1, 0, -1, -1, -1, -1, -0.05, -0.05], np.float32)
 PROPRIO_HIGH = np.array([1, 1, 2, 1, 1, 1, 1, 0.05, 0.05], np.float32)
-
-
-class RobosuiteError(WorldError):
-    """This world cannot be had as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class NamedActions(spaces.Discrete):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a world is made from; RobosuiteError for what cannot be."""
+    """What a world is made from; WorldError for what cannot be."""
     task: str = "PickPlaceCan"
     robot: str = "Panda"
     cameras: tuple = ("robot0_eye_in_hand",)
@@ -123,11 +111,11 @@ class Settings:
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise RobosuiteError(f"{name} takes a whole number from 1 to {most}, not {value!r}")
+                raise WorldError(f"{name} takes a whole number from 1 to {most}, not {value!r}")
 
     def _one_of(self, what, name, names):
         if name not in names:
-            raise RobosuiteError(f"no {what} {name!r} in this world: choose from {', '.join(names)}")
+            raise WorldError(f"no {what} {name!r} in this world: choose from {', '.join(names)}")
 
     @property
     def discrete(self):
@@ -140,134 +128,6 @@ class Settings:
         if self.proprioception:
             seen["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH)
         return spaces.Dict(seen), NamedActions(ACTIONS) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
-
-
-# --- rendering --------------------------------------------------------------------------------------------------
-@cache
-def try_backend(name):
-    """'' if MuJoCo can render here through this graphics backend, else the reason. A process of its own tries it, for
-    a backend that fails may take its process with it."""
-    code = "import mujoco; context = mujoco.GLContext(16, 16); context.make_current(); context.free()"
-    environment = os.environ | {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
-    tried = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-
-
-def choose_backend():
-    """Sets MUJOCO_GL to a backend that renders without a screen, EGL before OSMesa; a working choice of the user's
-    stays. RobosuiteError where there is none."""
-    wish = os.environ.get("MUJOCO_GL", "").lower()
-    for name in sorted(BACKENDS, key=lambda name: name != wish):
-        if not try_backend(name):
-            if wish and name != wish:
-                print(f"MUJOCO_GL={wish} does not render here: using {name}", file=sys.stderr)
-            os.environ |= {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
-            return name
-    raise RobosuiteError("cannot render without a screen: install EGL (Debian: apt-get install "
-                         f"{BACKENDS['egl']}) or OSMesa (apt-get install {BACKENDS['osmesa']})")
-
-
-def check_installed():
-    """RobosuiteError where robosuite or MuJoCo is missing. Imports neither: MuJoCo reads its variables when it is."""
-    for name in ("robosuite", "mujoco"):
-        try:
-            found = importlib.util.find_spec(name)
-        except ImportError:
-            found = None
-        if not found:
-            raise RobosuiteError(f"{name} is not installed: pip install 'flexibleworld[robosuite]', "
-                                 "or pip install -e '.[robosuite]' in a checkout")
-
-
-def import_robosuite():
-    """The package, without its advice about other packages. After `choose_backend`, or MUJOCO_GL may be a wrong one."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        import robosuite
-    except ImportError as error:
-        raise RobosuiteError(f"robosuite cannot be imported: {error}") from None
-    finally:
-        logging.disable(before)
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    return robosuite
-
-
-def prepare(pictures=True):
-    """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
-    check_installed()
-    if importlib.util.find_spec("triton"):      # torch's: where Mesa's LLVM is loaded first, importing it later crashes
-        importlib.import_module("triton")
-    os.environ.setdefault("LP_NUM_THREADS", "0")    # software rendering in this thread: workers are what is parallel
-    try:
-        choose_backend()
-    except RobosuiteError:
-        if pictures:
-            raise
-        os.environ["MUJOCO_GL"] = "disable"
-    import_robosuite()
-
-
-def doctor():
-    """Prints the state of every backend -> exit code: 0 if pictures can be rendered, 1 if not."""
-    try:
-        check_installed()
-        for name, packages in BACKENDS.items():
-            why = try_backend(name)
-            print(f"{name}: " + (f"{why}; Debian: apt-get install {packages}" if why else "renders"), flush=True)
-        print(f"in use: {choose_backend()}, with robosuite {import_robosuite().__version__}")
-    except RobosuiteError as error:
-        print(error)
-        return 1
-    return 0
-
-
-class Camera:
-    """Pictures of a robosuite simulation through one of its cameras."""
-
-    def __init__(self, sim, name):
-        import mujoco
-        self.sim, self.name = sim, name
-        self.model, self.data = sim.model._model, sim.data._data
-        self.id = sim.model.camera_name2id(name)
-        self.context = context = sim._render_context_offscreen
-        if context:         # without one, `place` still knows what is where
-            for flag in ("SHADOW", "REFLECTION"):
-                context.scn.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
-            context.vopt.geomgroup[5] = 0       # where `render` puts what is not to be drawn
-        signs = np.array(list(itertools.product((-1, 1), repeat=3)))
-        box = self.model.geom_aabb
-        self.corners = box[:, None, :3] + signs * box[:, None, 3:]          # [G,8,3] in each geom's frame
-        self.endless = self.model.geom_rbound == 0                          # planes
-
-    def project(self, points):
-        """Points [...,3] -> (x, y, depth) in the camera's frame: x and y in [-1, 1] within the picture, y up."""
-        rotation = self.data.cam_xmat[self.id].reshape(3, 3)
-        x, y, z = np.moveaxis((points - self.data.cam_xpos[self.id]) @ rotation, -1, 0)
-        half = np.tan(np.radians(self.model.cam_fovy[self.id]) / 2)
-        return x / half, y / half, -z
-
-    def place(self, point):
-        """Where a point is seen, (x, y) as shares of a square picture from its top left; NaN outside of it."""
-        x, y, depth = self.project(point)
-        place = np.array([1 + x / depth, 1 - y / depth]) / 2
-        return place if depth > 0 and (abs(2 * place - 1) < 1).all() else np.full(2, np.nan)
-
-    def render(self, width, height):
-        """uint8 [H,W,3], upright."""
-        world = np.einsum("gij,gcj->gci", self.data.geom_xmat.reshape(-1, 3, 3), self.corners)
-        x, y, depth = self.project(world + self.data.geom_xpos[:, None])                      # [G,8] each
-        x = x * height / width
-        beyond = [(depth < 0), (x > depth), (x < -depth), (y > depth), (y < -depth)]
-        unseen = np.any([outside.all(1) for outside in beyond], axis=0) & ~self.endless
-        groups = self.model.geom_group.copy()
-        self.context.gl_ctx.make_current()      # robosuite does so once, and then draws wherever the newest world does
-        self.model.geom_group[unseen] = 5
-        try:
-            picture = self.sim.render(width, height, camera_name=self.name)
-        finally:
-            self.model.geom_group[:] = groups
-        return np.ascontiguousarray(picture[::-1])      # OpenGL's first row is the lowest
 
 
 # --- one world --------------------------------------------------------------------------------------------------
@@ -457,9 +317,9 @@ class RobosuiteEnv(gymnasium.Env):
     def advance(self, action):
         """Holds an action; nothing is judged."""
         if self.discrete and not self.action_space.contains(action):
-            raise RobosuiteError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
+            raise WorldError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
         if not self.discrete and np.shape(action) != (7,):
-            raise RobosuiteError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
+            raise WorldError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
         vector = VECTORS[action] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
         self.done_actions.append(int(action) if self.discrete else vector.tolist())
         self.seen, fingers = None, self.discrete and action >= 6
@@ -540,10 +400,10 @@ class RobosuiteEnv(gymnasium.Env):
 
     def set_state(self, state, first=False):
         """As it was in a `moment`, to look at: what a state does not hold, the controller and the fingers' command,
-        stays. From an episode's `first` state on goals are judged. RobosuiteError for another scene's."""
+        stays. From an episode's `first` state on goals are judged. WorldError for another scene's."""
         size = len(self.sim.get_state().flatten())
         if np.shape(state) != (size,):
-            raise RobosuiteError(f"a state of {self.settings.task} with {self.settings.robot} has {size} numbers, "
+            raise WorldError(f"a state of {self.settings.task} with {self.settings.robot} has {size} numbers, "
                                  f"not {np.size(state)}: name the scene that was recorded")
         self.sim.set_state_from_flattened(np.asarray(state, float))
         self.sim.forward()
@@ -770,6 +630,3 @@ def make_world(config, max_steps=None, sentences=None):
 
 
 gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite_env:RobosuiteEnv")
-
-if __name__ == "__main__":
-    sys.exit(doctor())

@@ -20,7 +20,9 @@ from dataset import (
     split_demonstrations,
     write_demonstrations,
 )
-from simulator.robosuite_env import VECTORS, RobosuiteEnv, RobosuiteError, RobosuiteVectorEnv, choose_backend
+from simulator.rendering import choose_backend
+from simulator.robosuite_env import VECTORS, RobosuiteEnv, RobosuiteVectorEnv
+from simulator.worlds import WorldError
 
 h5py = pytest.importorskip("h5py")
 GOALS = ("lift_cube", "push_cube")
@@ -331,7 +333,7 @@ def env():
     pytest.importorskip("robosuite")
     try:
         choose_backend()
-    except RobosuiteError as error:
+    except WorldError as error:
         pytest.skip(str(error))
     env = RobosuiteVectorEnv(2, task="Lift", goals=GOALS, action_repeat=5, max_steps=7, resolution=48,
                              cameras=("robot0_eye_in_hand", "agentview"))
@@ -437,7 +439,7 @@ def test_replay(env, recorded):
     again = replay(world, one)
     for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"):
         np.testing.assert_allclose(again["obs"][key], one["obs"][key], atol=1e-6)
-    with pytest.raises(RobosuiteError, match="a state of Lift with Panda has 32 numbers, not 5"):
+    with pytest.raises(WorldError, match="a state of Lift with Panda has 32 numbers, not 5"):
         world.set_state(np.zeros(5))
     world.close()
 

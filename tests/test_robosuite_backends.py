@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import robosuite_env as R
+from simulator import rendering as R
 
 ROOT = Path(__file__).resolve().parent.parent
 # no module of this name can be found, as where it was never installed
@@ -32,14 +32,14 @@ def renders():
     """{backend: whether it does here}."""
     try:
         R.check_installed()
-    except R.RobosuiteError as error:
+    except R.WorldError as error:
         pytest.skip(str(error))
     return {name: not R.try_backend(name) for name in R.BACKENDS}
 
 
 @pytest.mark.parametrize("wish", [None, "egl", "osmesa", "bogus"])
 def test_doctor(renders, wish):
-    code, out, err = python("-m", "simulator.robosuite_env", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
+    code, out, err = python("-m", "simulator.rendering", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
     assert code == (0 if any(renders.values()) else 1), err
     for line, (name, good) in zip(out, renders.items(), strict=False):
         assert line == f"{name}: renders" if good else line.startswith(f"{name}: ") and R.BACKENDS[name] in line
@@ -55,12 +55,12 @@ def test_doctor(renders, wish):
 @pytest.mark.parametrize("name", ["robosuite", "mujoco"])
 def test_a_missing_package_is_named_with_the_extra(name):
     code, out, err = python("-c", WITHOUT.format(name=name) + """
-from simulator import robosuite_env as R
+from simulator import rendering, robosuite_env
 try:
-    R.RobosuiteEnv(sentences={})
-except R.RobosuiteError as error:
+    robosuite_env.RobosuiteEnv(sentences={})
+except rendering.WorldError as error:
     print(error)
-sys.exit(R.doctor())
+sys.exit(rendering.doctor())
 """)
     assert (code, err) == (1, []) and len(out) == 2 and out[0] == out[1]
     assert out[0].startswith(f"{name} is not installed: pip install 'flexibleworld[robosuite]'")
@@ -73,14 +73,15 @@ def test_nothing_renders(monkeypatch, renders, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "egl: no egl; Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
     assert out[2].startswith("cannot render without a screen: install EGL") and len(out) == 3
-    with pytest.raises(R.RobosuiteError, match="libosmesa6"):
+    with pytest.raises(R.WorldError, match="libosmesa6"):
         R.choose_backend()
     assert os.environ["MUJOCO_GL"] == "egl"
 
 
 def test_without_pictures_no_backend_is_needed(renders):
-    code, out, err = python("-c", "from simulator import robosuite_env as R; R.try_backend = lambda name: 'none'\n"
-                            "env = R.RobosuiteEnv(task='Lift', sentences={}, pictures=False)\n"
+    code, out, err = python("-c", "from simulator import rendering, robosuite_env\n"
+                            "rendering.try_backend = lambda name: 'none'\n"
+                            "env = robosuite_env.RobosuiteEnv(task='Lift', sentences={}, pictures=False)\n"
                             "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
     assert code == 0 and out[0].startswith("False "), err
 

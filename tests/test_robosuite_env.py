@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from simulator import robosuite_env as R
-from simulator.robosuite_env import RobosuiteEnv, RobosuiteError, RobosuiteVectorEnv
+from simulator.rendering import prepare
+from simulator.robosuite_env import RobosuiteEnv, RobosuiteVectorEnv
+from simulator.worlds import WorldError
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"Lift": ("lift_cube", "push_cube"), "PickPlaceCan": ("place_can", "place_can_near"),
@@ -24,8 +26,8 @@ HAND, TABLE = "robot0_eye_in_hand", "agentview"
 @pytest.fixture(scope="module", autouse=True)
 def rendering():
     try:
-        R.prepare()
-    except RobosuiteError as error:
+        prepare()
+    except WorldError as error:
         pytest.skip(str(error))
 
 
@@ -180,7 +182,7 @@ def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
         processes = list(env.processes)
         env.reset(seed=0)
         if harm == "action":
-            with pytest.raises(RobosuiteError, match="choose from 0 to 7"):
+            with pytest.raises(WorldError, match="choose from 0 to 7"):
                 env.step(np.array([0, 8]))
         elif harm == "death":
             os.kill(processes[0].pid, signal.SIGKILL)
@@ -291,7 +293,7 @@ def test_numbers_that_are_none_do_no_harm(make):
         assert np.array_equal(env.sim.data.qpos, after[name])
     assert np.array_equal(after["nan"], after["zero"]) and np.array_equal(after["-inf"], after["-one"])
     assert np.array_equal(after["inf"], after["one"]) and np.array_equal(after["ten"], after["one"])
-    with pytest.raises(RobosuiteError, match="7 numbers"):
+    with pytest.raises(WorldError, match="7 numbers"):
         env.step(np.zeros(6))
 
 
@@ -299,7 +301,7 @@ def test_numbers_that_are_none_do_no_harm(make):
 def test_wrong_named_actions(make, action):
     env = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True)
     env.reset(seed=0)
-    with pytest.raises(RobosuiteError, match="choose from 0 to 7"):
+    with pytest.raises(WorldError, match="choose from 0 to 7"):
         env.step(action)
     assert not env.done_actions
 
@@ -312,7 +314,7 @@ def test_wrong_named_actions(make, action):
     ({"resolution": 84.5}, "84.5"), ({"control_freq": "20"}, "'20'")])
 def test_wrong_settings(wrong, right):
     for kind in (RobosuiteEnv, lambda **settings: RobosuiteVectorEnv(1, **settings)):
-        with pytest.raises(RobosuiteError) as error:
+        with pytest.raises(WorldError) as error:
             kind(sentences=SAID, **wrong)
         assert right in str(error.value) and "\n" not in str(error.value)
 

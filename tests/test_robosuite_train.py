@@ -16,15 +16,16 @@ import train_vlm  # noqa: E402
 from models import checkpoint  # noqa: E402
 from models.vlm_policy import VLMPolicy  # noqa: E402
 from simulator import robosuite_env  # noqa: E402
+from simulator.rendering import choose_backend  # noqa: E402
 from simulator.rollout import collect  # noqa: E402
-from simulator.worlds import make_env  # noqa: E402
+from simulator.worlds import WorldError, make_env  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
 
 try:
-    robosuite_env.choose_backend()
-except robosuite_env.RobosuiteError as error:
+    choose_backend()
+except WorldError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 SMALL = ["vlm_tiny", "robosuite_lift", "model.heads.hidden=[32]", "env.num_envs=2", "env.max_steps=6",

@@ -10,8 +10,9 @@ from PIL import Image
 
 from models import base_model
 from models.zero_shot import Speaker, ZeroShot, parse, policy_prompt, zero_shot_prompt
-from simulator import robosuite_env
+from simulator.rendering import prepare
 from simulator.robosuite_env import ACTIONS
+from simulator.worlds import WorldError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import zero_shot  # noqa: E402
@@ -113,8 +114,8 @@ def test_a_template_that_says_nothing_is_replaced(folder):
 
 def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     try:
-        robosuite_env.prepare()
-    except robosuite_env.RobosuiteError as error:
+        prepare()
+    except WorldError as error:
         pytest.skip(str(error))
     prompts, call = [], Speaker.__call__
     monkeypatch.setattr(Speaker, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
