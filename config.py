@@ -224,7 +224,8 @@ def _robosuite(config, task, *goals):
     """The second world, with PPO as the system it comes from has it; a tiny model learns in its own way."""
     config.env.update(world='robosuite', goals=list(goals), num_envs=4, max_steps=100)
     config.robosuite.update(task=task, action_repeat=5, gripper_repeat=10, proprioception=True)
-    config.vlm.update(rollout_steps=128, bc_samples=100000, bc_episodes=400, bc_policy=0.5, bc_perturb=0.1)
+    config.vlm.update(rollout_steps=128, bc_samples=200000, bc_episodes=800, bc_policy=0.5, bc_perturb=0.1,
+                      reading_samples=min(config.vlm.reading_samples, 10000))
     config.rl.update(clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, ppo_epochs=4, value_coef=0.5, entropy_coef=0.01)
     config.eval.update(episodes=100, baselines=False)
     if config.model.vlm.name != 'vlm_tiny':
@@ -256,7 +257,7 @@ def robosuite_quick(config):
     """2,000 steps of PPO after a little cloning, in ten minutes"""
     config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)),
                       bc_samples=20000, bc_episodes=min(config.vlm.bc_episodes, 60))
-    config.eval.update(episodes=20, every=4)
+    config.eval.update(episodes=12, every=8)
 
 
 @preset('length')
