@@ -25,6 +25,8 @@ def main(argv=None):
                         help="in place of a model: presets and key=value of a world, whose baselines are measured")
     parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
     parser.add_argument("--episodes", type=int, help="of each split (default: as in training, chain 1000)")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
+                        help="no-op, random and expert too (default); --no-baselines saves their time")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
     parser.add_argument("--json", type=Path,
                         help="file to write the figures to; the model's own .json takes them in as its `results`")
@@ -70,11 +72,12 @@ def main(argv=None):
             for i, name in enumerate(names):
                 began = time.perf_counter()
                 episodes = args.episodes or (1000 if name == "chain" else usual)
-                figures[name] = world.measure_split(name, settings, policy, episodes, args.seed)
+                figures[name] = world.measure_split(name, settings, policy, episodes, args.seed, args.baselines)
                 print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
             print(splits.show(figures))
         else:
-            figures = evaluate_policy(make_env(settings), policy, args.episodes or usual, args.seed)
+            figures = evaluate_policy(make_env(settings), policy, args.episodes or usual, args.seed,
+                                      baselines=args.baselines)
             print(show(figures))
     except (CheckpointError, config.ConfigError, GoalError, SentencesError, WorldError) as error:
         return fail(error)

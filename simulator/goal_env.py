@@ -474,10 +474,11 @@ def splits(config):
     return trained(config.env.goals)
 
 
-def measure_split(split, config, policy, episodes, seed):
+def measure_split(split, config, policy, episodes, seed, baselines=True):
     from simulator.splits import measure
     worlds = {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
-    return measure(split, worlds, policy, episodes, seed, config.env.goals)
+    names = None if baselines else ("deterministic", "sampled")
+    return measure(split, worlds, policy, episodes, seed, config.env.goals, names)
 
 
 def make_world(config, max_steps=None, sentences=None, side=512):

@@ -599,7 +599,7 @@ def splits(config):
     return SPLITS if len(config.env.goals) > 1 else SPLITS[:-1]
 
 
-def measure_split(split, config, policy, episodes, seed):
+def measure_split(split, config, policy, episodes, seed, baselines=True):
     """As simulator.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
     than the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
     collapse."""
@@ -609,13 +609,13 @@ def measure_split(split, config, policy, episodes, seed):
     say = lambda goal, rng: known[goal][rng.integers(len(known[goal]))]
     if split != "swap":
         texts = [say(goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
-        results = run_all(env, policy, episodes, seed, goals, texts)
+        results = run_all(env, policy, episodes, seed, goals, texts, baselines=baselines)
         env.close()
         return {name: share(result["success"].sum(), episodes) for name, result in results.items()}
     others = [[other for other in config.env.goals if other != goal] for goal in goals]
     spoken = [other[rng.integers(len(other))] for other, rng in zip(others, rngs, strict=True)]
-    told = run_all(env, policy, episodes, seed, goals)
-    results = run_all(env, policy, episodes, seed, spoken, watch=goals)
+    told = run_all(env, policy, episodes, seed, goals, baselines=baselines)
+    results = run_all(env, policy, episodes, seed, spoken, watch=goals, baselines=baselines)
     env.close()
     figures = {}
     for name, result in results.items():

@@ -7,7 +7,7 @@ A world is a module with
     sentences(config)               {goal: its sentences} for training
     corpus(config)                  a hash of those files
     splits(config)                  the names of what an agent trained so can be measured in
-    measure_split(name, config, policy, episodes, seed)     see simulator.splits.measure
+    measure_split(name, config, policy, episodes, seed, baselines)      see simulator.splits.measure
 
 The vector environment's observation is {"image": uint8 [E,H,W,3], "goal": E strings} and, of some, "proprio" float32
 [E,Q]. `reset(options={"goals", "texts"})` fixes what is asked. Where an episode ends, `infos["episode"]` tells
