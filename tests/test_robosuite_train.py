@@ -65,15 +65,15 @@ def test_a_run_ends_with_finished_episodes_a_best_checkpoint_and_stages(run):
 
 
 def test_a_resumed_run_is_the_same_run(run, tmp_path, monkeypatch):
-    """Stopped after every unit, each time by another process's eyes: from its files alone."""
-    stopping = train_vlm.Interrupt.__bool__
-    count = {"asked": 0}
+    """Stopped every few units, and each time started anew from its files alone."""
+    class StopSoon(train_vlm.Interrupt):
+        asked = 0
 
-    def asked(self):
-        count["asked"] += 1
-        return count["asked"] % 4 == 0 or stopping(self)
+        def __bool__(self):
+            self.asked += 1
+            return self.asked > 4
 
-    monkeypatch.setattr(train_vlm.Interrupt, "__bool__", asked)
+    monkeypatch.setattr(train_vlm, "Interrupt", StopSoon)
     argv, codes = [*SMALL, f"train.output_dir:={tmp_path}"], []
     while not codes or codes[-1] == 130:
         codes.append(train_vlm.main(argv))
