@@ -256,7 +256,7 @@ def robosuite_square(config):
 def robosuite_quick(config):
     """2,000 steps of PPO after a little cloning, in ten minutes"""
     config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)),
-                      bc_samples=20000, bc_episodes=min(config.vlm.bc_episodes, 60))
+                      bc_samples=14000, bc_episodes=min(config.vlm.bc_episodes, 40))
     config.eval.update(episodes=12, every=8)
 
 
