@@ -134,7 +134,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
     'eval.episodes': (512, COUNT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
-    'eval.baselines': (True, BOOL, 'the report has no-op, random and expert too, as scripts/evaluate.py always does'),
+    'eval.baselines': (True, BOOL, 'the report has no-op, random and expert too, as scripts/evaluate.py does'),
     'eval.every': (10, NATURAL, 'PPO iterations between evaluations; 0: never'),
     'log.wandb': ('disabled', one_of('disabled', 'online', 'offline'), 'Weights & Biases'),
     'log.project': ('flexibleworld', NAME, 'its project'),

@@ -190,6 +190,7 @@ def show_episode(args, policy, goal, started):
             deciding += step.decided - step.began
         print(f"{k:3d}  {step.words}" + (f"  [{step.note}]" if step.note else ""))
         frames.append(step.frame)
+    env.close()
     return [frames], step.outcome + (f", {(k - 1) / deciding:.0f} decisions per second" if deciding else "")
 
 

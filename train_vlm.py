@@ -58,7 +58,7 @@ from models.vlm_policy import VLMPolicy
 from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show, summary
 from simulator.goals import GoalError
 from simulator.rollout import collect, join_states, part_of_state
-from simulator.worlds import make_env, world_of
+from simulator.worlds import WorldError, make_env, world_of
 
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses
@@ -541,7 +541,7 @@ def main(argv=None):
         config, resume = read_config(argv)
         return 130 if train(config, resume) is None else 0
     except (UserError, TrackerError, checkpoint.CheckpointError, configuration.ConfigError, GoalError,
-            DemonstrationsError) as error:
+            DemonstrationsError, WorldError) as error:
         message = error
     except torch.OutOfMemoryError:
         message = OUT_OF_MEMORY

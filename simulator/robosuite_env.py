@@ -448,11 +448,8 @@ class _Worker(RobosuiteEnv):
 
     def teach(self, goals):
         """The expert's action and `places` for this world's one of `goals`, as if it had been asked."""
-        asked, self.goal = self.goal, goals[self.index] or self.goal
-        try:
-            return expert_action(self, self.goal), self.places()
-        finally:
-            self.goal = asked
+        goal = goals[self.index] or self.goal
+        return expert_action(self, goal), self.places(goal)
 
 
 class _Make:
@@ -497,7 +494,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         return obs, infos
 
     def step(self, actions):
-        obs, rewards, terminated, truncated, infos = super().step(actions)
+        obs, rewards, terminated, truncated, infos = self._alive(super().step, actions)
         if "final_info" in infos:
             infos["episode"] = infos.pop("final_info")["episode"]
             infos["success"] = infos["success"] | terminated        # Gymnasium tells of the next episode's start
@@ -506,6 +503,18 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
 
     def render(self):
         return self.call("render")
+
+    def call(self, name, *args, **kwargs):
+        return self._alive(super().call, name, *args, **kwargs)
+
+    @staticmethod
+    def _alive(function, *args, **kwargs):
+        """WorldError where a worker has ended, of which Gymnasium's pipes say nothing but that they are broken."""
+        try:
+            return function(*args, **kwargs)
+        except (EOFError, ConnectionError) as error:
+            raise WorldError("the process of a robot arm has ended, for want of memory perhaps: lower env.num_envs, or "
+                             "go on with train.resume") from error
 
     def close_extras(self, timeout=None, terminate=False):
         """Ends every worker, also where one has died or was interrupted in a step: Gymnasium would wait for ever."""

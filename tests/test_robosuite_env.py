@@ -186,7 +186,7 @@ def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
                 env.step(np.array([0, 8]))
         elif harm == "death":
             os.kill(processes[0].pid, signal.SIGKILL)
-            with pytest.raises((EOFError, OSError)):
+            with pytest.raises(WorldError, match="a robot arm has ended"):
                 env.step(np.array([0, 0]))
         else:       # Ctrl-C came when one answer had been read and the other not
             env.step_async(np.array([0, 0]))
