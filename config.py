@@ -236,6 +236,7 @@ def _robosuite(config, task, *goals):
 def robosuite_can(config):
     """a robot arm puts a can into one of two compartments"""
     _robosuite(config, 'PickPlaceCan', 'place_can', 'place_can_near')
+    config.vlm.update(bc_episodes=500, bc_samples=250000)
 
 
 @preset('world')
