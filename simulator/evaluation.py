@@ -40,7 +40,8 @@ def run_episodes(env, act, seeds, goals=None, texts=None, watch=None):
     for first in range(0, n, e):
         block = [min(first + i, n - 1) for i in range(e)]        # the last block is filled up with its last episode
         asked = {"goals": goals, "texts": texts, "watch": watch}
-        options = {key: [values[i] for i in block] for key, values in asked.items() if values is not None}
+        options = {"once": True} | {key: [values[i] for i in block] for key, values in asked.items()
+                                    if values is not None}
         obs, _ = env.reset(seed=[int(seeds[i]) for i in block], options=options)
         running = np.arange(min(e, n - first))
         actions = np.zeros(env.action_space.shape, env.action_space.dtype)

@@ -283,8 +283,12 @@ class RobosuiteEnv(gymnasium.Env):
             self.seed, self.episode = int(self.np_random.integers(2**31)) if seed is None else int(seed), -1
         self.episode += 1
         self.begin(**(options or {}))
-        return self.observe(), {"success": False, "goal": self.goal if self.scored else None,
-                                "note": "" if self.scored else "no goal of this scene recognised"}
+        return self.observe(), self.tell()
+
+    def tell(self):
+        """What there is to know of an episode that has just begun."""
+        return {"success": False, "goal": self.goal if self.scored else None,
+                "note": "" if self.scored else "no goal of this scene recognised"}
 
     def begin(self, goal=None, text=None, watch=None):
         """The next episode: its start follows from seed and number alone, whatever is asked."""
@@ -436,14 +440,22 @@ class _Worker(RobosuiteEnv):
         signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the trainer, which finishes and saves
         signal.signal(signal.SIGTERM, signal.SIG_DFL)       # whatever the trainer does about it, a worker just ends
         super().__init__(**settings)
-        self.index = index
+        self.index, self.once, self.rests = index, False, False
 
     def reset(self, *, seed=None, options=None):
-        one = {"goals": "goal", "texts": "text", "watch": "watch"}
-        mine = {one[key]: values[self.index] for key, values in (options or {}).items() if values is not None}
+        self.rests = self.once and options is None      # Gymnasium's own reset, where an episode has ended
+        if self.rests:
+            return self.observe(), self.tell()
+        one, options = {"goals": "goal", "texts": "text", "watch": "watch"}, options or {}
+        self.once = options.get("once", self.once)
+        mine = {one[key]: options[key][self.index] for key in one if options.get(key) is not None}
         return super().reset(seed=seed, options=mine)
 
+    def step(self, action):
+        return (self.observe(), 0.0, False, False, self.tell()) if self.rests else super().step(action)
+
     def restore(self, states):
+        self.once = self.rests = False
         return super().restore(states[self.index])
 
     def teach(self, goals):
@@ -472,9 +484,10 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
     """Several robot arms, each in a process of its own; autoreset mode SAME_STEP.
 
     `reset(seed=int or list, options={"goals": [...], "texts": [...]})` fixes seeds, and goals and sentences of the
-    first episode (None entries are drawn). `infos` reports `success` at every step, and at an episode's end `final_obs`
-    and `episode`: success, goal, 1 or 0 for each of STAGES, NaN for one that the goal has not, and `watched`, whether
-    another goal, named by the option `watch`, was reached at some step."""
+    first episode (None entries are drawn); with the option `once` a world whose episode has ended rests until the next
+    reset. `infos` reports `success` at every step, and at an episode's end `final_obs` and `episode`: success, goal, 1
+    or 0 for each of STAGES, NaN for one that the goal has not, and `watched`, whether another goal, named by the option
+    `watch`, was reached at some step."""
 
     def __init__(self, num_envs, sentences=None, pictures=True, **settings):
         self.settings, self.pictures = Settings(**settings), pictures
@@ -489,7 +502,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
 
     def reset(self, *, seed=None, options=None):
         seed = None if seed is None else [int(s) for s in np.atleast_1d(seed)] if np.ndim(seed) else int(seed)
-        obs, infos = super().reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options={"once": False} | (options or {}))
         self._now = list(infos["goal"])
         return obs, infos
 

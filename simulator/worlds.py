@@ -10,8 +10,9 @@ A world is a module with
     measure_split(name, config, policy, episodes, seed, baselines)      see simulator.splits.measure
 
 The vector environment's observation is {"image": uint8 [E,H,W,3], "goal": E strings} and, of some, "proprio" float32
-[E,Q]. `reset(options={"goals", "texts"})` fixes what is asked. Where an episode ends, `infos["episode"]` tells
-`success`, `goal`, and whatever else is to be averaged; `infos["final_obs"]` its last observation. Besides:
+[E,Q]. `reset(options={"goals", "texts"})` fixes what is asked; with the option `once` worlds may rest after their
+episode. Where one ends, `infos["episode"]` tells `success`, `goal`, and whatever else is to be averaged;
+`infos["final_obs"]` its last observation. Besides:
     words                       of what goals are made; a policy says which of them it reads
     things_to_say(rng, n)       n sentences, and which words they say
     expert_actions()            what a scripted expert does now; noop_actions(), random_actions(rng) are baselines

@@ -126,6 +126,20 @@ def test_place_in_the_vector_and_what_ran_before_make_no_difference(pair):
         alone.close()
 
 
+def test_once_asked_for_worlds_rest_after_their_episode(pair):
+    pair.reset(seed=[7, 8], options={"once": True})
+    *_, truncated, infos = [pair.step(np.array([4, 0])) for _ in range(3)][-1]
+    assert truncated.all() and "episode" in infos
+    rests, episodes = pair.step(np.array([4, 0]))[0], [json.loads(text)["episode"] for text in pair.state()["worlds"]]
+    assert all(same(of(rests, world), infos["final_obs"][world]) for world in range(2)) and episodes == [0, 0]
+    obs, rewards, terminated, truncated, infos = pair.step(np.array([1, 1]))
+    assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any()) and "episode" not in infos
+    pair.reset(seed=[7, 8])
+    for _ in range(4):
+        obs, *_ = pair.step(np.array([4, 0]))
+    assert [json.loads(text)["episode"] for text in pair.state()["worlds"]] == [1, 1] and not same(obs, rests)
+
+
 def test_unseeded_worlds_differ():
     env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, sentences=SAID)
     try:
