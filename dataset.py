@@ -17,6 +17,7 @@ does not know, and passes over, marked *. Row t is from before action t.
 An episode in memory is the same: a dict of attributes, arrays, and dicts of them.
 """
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -76,7 +77,8 @@ def select(obs, index):
 # --- files of demonstrations ------------------------------------------------------------------------------------
 def write_demonstrations(path, episodes, env_args, filter_keys=None):
     """Writes an iterable of episodes, one at a time, and `filter_keys` {name: numbers of episodes}; atomically: `path`
-    is there when all is -> how many samples. DemonstrationsError for wrong shapes, unfit actions, or no episode."""
+    is there when all is -> how many samples. DemonstrationsError for wrong shapes, unfit actions, or no episode;
+    OSError where the disk is too full for one more."""
     h5py, path, count, total = import_h5py(), Path(path), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -84,6 +86,8 @@ def write_demonstrations(path, episodes, env_args, filter_keys=None):
             data = file.create_group("data")
             for count, episode in enumerate(episodes, 1):       # noqa: B007
                 _check(episode, f"episode {count - 1}")
+                if shutil.disk_usage(path.parent).free < 2**21 + sum(array.nbytes for _, array in _arrays(episode)):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))   # HDF5 would not survive it
                 demo = data.create_group(f"demo_{count - 1}")
                 _write_tree(demo, episode)
                 demo.attrs["num_samples"] = len(episode["actions"])
@@ -171,8 +175,10 @@ class Demonstrations:
 
     def __init__(self, paths, filter_key=None, discrete=True, cameras=None):
         self.discrete, self.cameras, self.episodes, self._data = discrete, cameras and tuple(cameras), [], []
+        self._settings = []
         for path in _files(paths):
             ours = env_args_of(path).get("flexibleworld", {})
+            self._settings.append(ours)
             for i, episode in enumerate(read_demonstrations(path, filter_key)):
                 self._add(episode, ours.get("cameras"), f"{path}, demonstration {i}")
 
@@ -205,6 +211,33 @@ class Demonstrations:
         self.episodes.append((start, start + steps, attributes))
         self._data.append({"images": images, "proprio": proprio, "labels": labels})
 
+    def check(self, env):
+        """DemonstrationsError where these samples are not of what a RobosuiteVectorEnv asks for, does and shows."""
+        self._known(env.goals)
+        for recorded in self._settings:
+            for key in ("control_freq", "action_repeat", "gripper_repeat")[:3 if self.discrete else 2]:
+                mine = getattr(env.settings, key)
+                if recorded.get(key, mine) != mine:
+                    raise DemonstrationsError(f"the demonstrations were recorded with robosuite.{key}={recorded[key]}, "
+                                              f"and here it is {mine}: give that")
+        first, space = self._data[0], env.single_observation_space
+        if first["images"].shape[1:] != space["image"].shape:
+            raise DemonstrationsError(f"the pictures of the demonstrations are {list(first['images'].shape[1:])} and "
+                                      f"those of this world {list(space['image'].shape)}: give robosuite.resolution "
+                                      "and robosuite.cameras as recorded, or render them anew with dataset.replay")
+        if first["proprio"] is None and "proprio" in space.spaces:
+            raise DemonstrationsError(f"the demonstrations do not hold {', '.join(PROPRIO)}: give "
+                                      "robosuite.proprioception=False")
+
+    def _known(self, goals):
+        """Of each episode, those of `goals` that it has labels for."""
+        known = [[goal for goal in goals if goal in data["labels"]] for data in self._data]
+        if not all(known):
+            there = ", ".join(self._data[known.index([])]["labels"])
+            raise DemonstrationsError(f"no demonstrations of {', '.join(goals)} but of {there}: give the scene and the "
+                                      "env.goals that were recorded")
+        return known
+
     def _actions(self, actions, where):
         if self.discrete and actions.ndim != 1:
             raise DemonstrationsError(f"{where} has no named actions (`index`): use the continuous action space")
@@ -216,17 +249,14 @@ class Demonstrations:
         and `places` [n,2,2]; `due` [n], 0. actions: int64 [n], or float32 [n,7]: the expert's where there are labels,
         else those taken. A share `relabel` of the samples, and those of a goal not among `goals`, ask for one of
         `goals` drawn out of those with labels. DemonstrationsError where none has."""
-        stops = [stop for _, stop, _ in self.episodes]
+        stops, known = [stop for _, stop, _ in self.episodes], self._known(goals)
         asked, rows = [], []
         for i in rng.integers(len(self), size=n):
             e = int(np.searchsorted(stops, i, side="right"))
             (start, _, attributes), data = self.episodes[e], self._data[e]
-            goal, known = attributes["goal"], [goal for goal in goals if goal in data["labels"]]
-            if not known:
-                raise DemonstrationsError(f"no demonstrations of {', '.join(goals)} but of {', '.join(data['labels'])}"
-                                          ": ask for goals that were recorded")
-            if rng.random() < relabel or goal not in known:
-                goal = known[rng.integers(len(known))]
+            goal = attributes["goal"]
+            if rng.random() < relabel or goal not in known[e]:
+                goal = known[e][rng.integers(len(known[e]))]
             asked.append(goal)
             rows.append((data, data["labels"][goal], i - start))
         words = [f"1 {goal}" for goal in sorted(goals)]
@@ -303,7 +333,8 @@ def import_h5py():
     try:
         import h5py
     except ImportError:
-        raise DemonstrationsError("files of demonstrations need h5py: pip install 'flexibleworld[robosuite]'") from None
+        raise DemonstrationsError("files of demonstrations need h5py: make robosuite, or pip install "
+                                  "'flexibleworld[robosuite]'") from None
     return h5py
 
 

@@ -199,7 +199,10 @@ def train(config, resume=None):
     except ValueError as error:
         raise UserError(str(error)) from None
     with contextlib.closing(env):
-        book = dataset.Demonstrations(config.vlm.bc_data, discrete=is_discrete(env)) if config.vlm.bc_data else None
+        book = None
+        if config.vlm.bc_data:
+            book = dataset.Demonstrations(config.vlm.bc_data, None, is_discrete(env), config.robosuite.cameras)
+            book.check(env)
         learner = Learner(accelerator, build_policy(config, env), config)
         with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
             try:

@@ -4,7 +4,7 @@
     python scripts/collect_demonstrations.py PRESET... --episodes 200 --output data/lift.hdf5 --valid 0.1 --perturb 0.2
 
 Mistakes are made on purpose, so that the file holds how to mend them; episodes that fail are kept too, unless
---only-success. --valid also writes the filter keys `train` and `valid`. Ctrl-C writes what there is.
+--only-success. --valid also writes the filter keys `train` and `valid`. Ctrl-C writes what there is, exit code 130.
 """
 import argparse
 import sys
@@ -12,13 +12,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
-def until_interrupted(episodes):
-    try:
-        yield from episodes
-    except KeyboardInterrupt:
-        print("\nstopped: writing what there is", file=sys.stderr)
 
 
 def main(argv=None):
@@ -37,13 +30,27 @@ def main(argv=None):
         return fail("--episodes and --workers take a whole number from 1 up, --seed one from 0 up, --perturb 0 to 1")
     if args.output.suffix != ".hdf5" or args.output.is_dir():
         return fail(f"cannot write --output {args.output}: name a .hdf5 file")
+    if args.valid is not None and not 0 < round(args.valid * args.episodes) < args.episodes:
+        return fail(f"--valid {args.valid} of {args.episodes} episodes leaves none to hold back, or none to train on: "
+                    "give another share, or more episodes")
 
     from tqdm import tqdm
 
     import config
     from dataset import DemonstrationsError, collect, import_h5py, split_demonstrations, write_demonstrations
     from simulator.worlds import WorldError, make_env
-    env, began, tally = None, time.perf_counter(), [0, 0]
+    env, began, tally, code = None, time.perf_counter(), [0, 0], 0
+
+    def what_there_is(episodes):
+        nonlocal code
+        try:
+            yield from episodes
+        except KeyboardInterrupt:
+            print("\nstopped: writing what there is", file=sys.stderr)
+            code = 130
+        except WorldError as error:
+            code = fail(f"{error}; writing what there is")
+
     try:
         import_h5py()
         settings = config.load(args.words)
@@ -57,7 +64,7 @@ def main(argv=None):
                 bar.update(not args.only_success or successes > bar.n)
             episodes = collect(env, args.episodes, args.seed, args.perturb, progress=progress,
                                only_success=args.only_success)
-            samples = write_demonstrations(args.output, until_interrupted(episodes), env.call("env_args")[0])
+            samples = write_demonstrations(args.output, what_there_is(episodes), env.call("env_args")[0])
         if args.valid is not None:
             split_demonstrations(args.output, args.valid, args.seed)
     except (config.ConfigError, DemonstrationsError, WorldError, OSError) as error:
@@ -68,7 +75,7 @@ def main(argv=None):
     seconds = time.perf_counter() - began
     print(f"{args.output}: {samples} samples, {args.output.stat().st_size / 1e6:.1f} MB; "
           f"{tally[1]} of {tally[0]} episodes successful; {tally[0] / seconds:.2f} episodes/s")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -49,8 +49,7 @@ def check_installed():
         except ImportError:
             found = None
         if not found:
-            raise WorldError(f"{name} is not installed: pip install 'flexibleworld[robosuite]', "
-                                 "or pip install -e '.[robosuite]' in a checkout")
+            raise WorldError(f"{name} is not installed: make robosuite, or pip install 'flexibleworld[robosuite]'")
 
 
 def import_robosuite():
@@ -60,7 +59,8 @@ def import_robosuite():
     try:
         import robosuite
     except ImportError as error:
-        raise WorldError(f"robosuite cannot be imported: {error}") from None
+        raise WorldError(f"robosuite cannot be imported ({str(error) or 'it does not say why'}): install it anew with "
+                         "make robosuite, or pip install 'flexibleworld[robosuite]'") from None
     finally:
         logging.disable(before)
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)

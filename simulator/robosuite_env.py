@@ -28,6 +28,7 @@ outside of a camera's view is not drawn, which nobody sees.
 import json
 import os
 import signal
+import sys
 from dataclasses import asdict, dataclass
 
 import gymnasium
@@ -103,8 +104,10 @@ class Settings:
         object.__setattr__(self, "cameras", several(self.cameras))
         for goal in self.goals:
             self._one_of("goal", goal, TASKS[self.task].goals)
-        for camera in self.cameras or ("",):
+        for camera in self.cameras:
             self._one_of("camera", camera, CAMERAS)
+        if not self.cameras:
+            raise WorldError(f"cameras names no camera: choose one at least from {', '.join(CAMERAS)}")
         self._one_of("robot", self.robot, ROBOTS)
         self._one_of("action space", self.action_space, ("discrete", "continuous"))
         self._one_of("reward", self.reward, ("progress", "shaped", "sparse"))
@@ -136,6 +139,7 @@ class RobosuiteEnv(gymnasium.Env):
     `reset(options={"goal": a goal or a sentence})`; without one the goal is drawn. Episode k after a reset(seed) is a
     function of (seed, k) and its actions."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    sim_env = None      # until it is made
 
     def __init__(self, task="PickPlaceCan", *, render_mode=None, sentences=None, pictures=True, **settings):
         self.settings = settings = Settings(task, **settings)
@@ -157,7 +161,10 @@ class RobosuiteEnv(gymnasium.Env):
     # --- what is the case -----------------------------------------------------------------------------------------
     @property
     def sim(self):
-        return self.sim_env.sim
+        sim = self.sim_env and self.sim_env.sim
+        if not sim:
+            raise WorldError("this world is closed: make another")
+        return sim
 
     @property
     def gripper(self):
@@ -279,6 +286,9 @@ class RobosuiteEnv(gymnasium.Env):
     # --- Gymnasium's API ------------------------------------------------------------------------------------------
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        for option in options or ():
+            if option not in ("goal", "text", "watch"):
+                raise WorldError(f"no option {option!r} in this world: choose from goal, text, watch")
         if seed is not None or self.seed is None:
             self.seed, self.episode = int(self.np_random.integers(2**31)) if seed is None else int(seed), -1
         self.episode += 1
@@ -287,8 +297,8 @@ class RobosuiteEnv(gymnasium.Env):
 
     def tell(self):
         """What there is to know of an episode that has just begun."""
-        return {"success": False, "goal": self.goal if self.scored else None,
-                "note": "" if self.scored else "no goal of this scene recognised"}
+        return {"success": False, "goal": self.goal if self.scored else None, "note": "" if self.scored else
+                f"no goal of this scene recognised, which knows {', '.join(self.task.goals)}"}
 
     def begin(self, goal=None, text=None, watch=None):
         """The next episode: its start follows from seed and number alone, whatever is asked."""
@@ -300,8 +310,9 @@ class RobosuiteEnv(gymnasium.Env):
         self.goal = self.goal or drawn
         self.text = text or said or self.say(self.goal, rng)
         self.watch, self.watched, self.done_actions = watch, False, []
+        sim = self.sim      # WorldError where it is closed
         self.sim_env.reset()
-        self.sim.forward()
+        sim.forward()
         self.judge_from_here()
 
     def judge_from_here(self):
@@ -320,16 +331,19 @@ class RobosuiteEnv(gymnasium.Env):
 
     def advance(self, action):
         """Holds an action; nothing is judged."""
+        if self.episode < 0:
+            raise WorldError("no episode has begun: call reset() first")
         if self.discrete and not self.action_space.contains(action):
             raise WorldError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
         if not self.discrete and np.shape(action) != (7,):
             raise WorldError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
-        vector = VECTORS[action] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
+        sim = self.sim      # WorldError where it is closed
+        vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
         self.done_actions.append(int(action) if self.discrete else vector.tolist())
         self.seen, fingers = None, self.discrete and action >= 6
         for _ in range(self.settings.gripper_repeat if fingers else self.settings.action_repeat):
             self.sim_env.step(vector)
-        self.sim.forward()      # what is seen is what is the case now, not one substep ago
+        sim.forward()       # what is seen is what is the case now, not one substep ago
 
     def step(self, action):
         self.advance(action)
@@ -361,9 +375,14 @@ class RobosuiteEnv(gymnasium.Env):
         return next((name for name in reversed(STAGES) if self.stage.get(name)), "")
 
     def close(self):
-        if self.sim and self.pictures:
-            self.sim._render_context_offscreen.gl_ctx.make_current()    # what is freed is this world's
-        self.sim_env.close()
+        if self.sim_env and self.sim_env.sim:
+            if self.pictures:
+                self.sim._render_context_offscreen.gl_ctx.make_current()    # what is freed is this world's
+            self.sim_env.close()
+
+    def __del__(self):      # also where it was dropped unclosed
+        if not sys.is_finalizing():
+            self.close()
 
     # --- what the trainer asks --------------------------------------------------------------------------------------
     def expert_action(self, goal=None):
@@ -526,8 +545,8 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         try:
             return function(*args, **kwargs)
         except (EOFError, ConnectionError) as error:
-            raise WorldError("the process of a robot arm has ended, for want of memory perhaps: lower env.num_envs, or "
-                             "go on with train.resume") from error
+            raise WorldError("the process of a robot arm has ended, for want of memory perhaps: have fewer at once "
+                             "(env.num_envs, --workers); training goes on with train.resume") from error
 
     def close_extras(self, timeout=None, terminate=False):
         """Ends every worker, also where one has died or was interrupted in a step: Gymnasium would wait for ever."""

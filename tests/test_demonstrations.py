@@ -3,12 +3,17 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
+import dataset
 from dataset import (
     PROPRIO,
     Demonstrations,
@@ -432,6 +437,23 @@ def test_the_arms_batches_are_the_files(env, recorded):
     assert env.single_action_space.contains(actions[0].item())
 
 
+def test_a_world_that_does_not_fit_is_refused_before_training(env, recorded, monkeypatch):
+    demos, space = Demonstrations(recorded), env.single_observation_space
+    demos.check(env)
+    monkeypatch.setattr(env, "goals", ("place_can",))
+    one_line(lambda: demos.check(env), "no demonstrations of place_can but of lift_cube, push_cube")
+    monkeypatch.undo()
+    monkeypatch.setattr(env, "settings", replace(env.settings, action_repeat=7))
+    one_line(lambda: demos.check(env), "recorded with robosuite.action_repeat=5, and here it is 7")
+    monkeypatch.undo()
+    monkeypatch.setattr(env, "single_observation_space", spaces.Dict(
+        dict(space.spaces) | {"image": spaces.Box(0, 255, (8, 8, 3), np.uint8)}))
+    one_line(lambda: demos.check(env), "of this world [8, 8, 3]")
+    monkeypatch.setattr(env, "single_observation_space", spaces.Dict(dict(space.spaces) | {"proprio": space["image"]}))
+    monkeypatch.setitem(demos._data[0], "proprio", None)
+    one_line(lambda: demos.check(env), "give robosuite.proprioception=False")
+
+
 def test_replay(env, recorded):
     one = next(read_demonstrations(recorded))
     world = RobosuiteEnv(task="Lift", goals=GOALS, pictures=False)
@@ -443,6 +465,11 @@ def test_replay(env, recorded):
     world.close()
 
 
+def stopping(episodes, error):
+    yield from episodes
+    raise error
+
+
 def test_the_script(env, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
     script = importlib.import_module("collect_demonstrations")
@@ -452,6 +479,17 @@ def test_the_script(env, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert " of 2 episodes successful" in printed.out and "episodes/s" in printed.out and "2/2" in printed.err
     assert len(Demonstrations(path, "valid").episodes) == len(Demonstrations(path, "train").episodes) == 1
+    seen, some = path.read_bytes(), list(read_demonstrations(path))
+    for stop, code, words_of in ((KeyboardInterrupt(), 130, "stopped"), (WorldError("an arm has ended"), 2, "ended; ")):
+        monkeypatch.setattr(dataset, "collect", lambda *_, stop=stop, **__: stopping(some[:1], stop))
+        assert script.main([*words[:-2], "--workers", "1"]) == code
+        assert words_of in capsys.readouterr().err and len(Demonstrations(path).episodes) == 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    kept = path.read_bytes()
+    assert script.main([*words[:-2], "--workers", "1"]) == 2 and path.read_bytes() == kept != seen
+    assert "No space left" in capsys.readouterr().err and [path] == list(path.parent.iterdir())
+    assert script.main(["robosuite_lift", "--output", str(path), "--episodes", "3", "--valid", "0.1"]) == 2
+    assert "leaves none to hold back" in capsys.readouterr().err
     assert script.main(["vlm_tinny", "--output", str(path)]) == 2
     assert script.main(["vlm_tiny", "--output", str(path)]) == 2           # its world needs no file
     assert script.main(["robosuite_lift", "--output", str(tmp_path)]) == 2

@@ -65,7 +65,7 @@ except rendering.WorldError as error:
 sys.exit(rendering.doctor())
 """)
     assert (code, err) == (1, []) and len(out) == 2 and out[0] == out[1]
-    assert out[0].startswith(f"{name} is not installed: pip install 'flexibleworld[robosuite]'")
+    assert out[0].startswith(f"{name} is not installed: make robosuite, or pip install 'flexibleworld[robosuite]'")
 
 
 def test_nothing_renders(monkeypatch, renders, capsys):
@@ -96,3 +96,15 @@ def test_models_can_be_imported_after_pictures_were_drawn(renders):
                             "env = RobosuiteEnv(task='Lift', sentences={})\nenv.reset(seed=0)\n"
                             "from transformers import Qwen2VLForConditionalGeneration\nprint('good')")
     assert (code, out) == (0, ["good"]), err
+
+
+def test_worlds_dropped_unclosed_leave_the_pictures_of_others_alone(renders):
+    """What they free on the graphics side must be their own."""
+    if not any(renders.values()):
+        pytest.skip("nothing renders here")
+    code, out, err = python("-c", "import gc\nfrom simulator.robosuite_env import RobosuiteEnv\n"
+                            "make = lambda: RobosuiteEnv(task='Lift', sentences={})\n"
+                            "make()\nenv = make()\ngc.collect()\nmake()\ngc.collect()\n"
+                            "a, b = (env.reset(seed=0)[0]['image'] for _ in range(2))\n"
+                            "print(a.mean() > 180, (a == b).all())")
+    assert (code, out) == (0, ["True True"]), err

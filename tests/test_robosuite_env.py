@@ -140,6 +140,23 @@ def test_once_asked_for_worlds_rest_after_their_episode(pair):
     assert [json.loads(text)["episode"] for text in pair.state()["worlds"]] == [1, 1] and not same(obs, rests)
 
 
+def test_misuse_is_told_in_one_line():
+    env = RobosuiteEnv(task="Lift", pictures=False, sentences=SAID)
+    with pytest.raises(WorldError, match="reset"):
+        env.step(0)
+    with pytest.raises(WorldError, match="no option 'gaol' in this world: choose from goal, text, watch"):
+        env.reset(options={"gaol": "lift_cube"})
+    assert "lift_cube, push_cube" in env.reset(options={"goal": "open the drawer"})[1]["note"]
+    env.step(True)      # Gymnasium takes it for 1
+    env.close()
+    env.close()
+    for call in (env.reset, lambda: env.step(0), env.thing):
+        with pytest.raises(WorldError, match="this world is closed"):
+            call()
+    with pytest.raises(WorldError, match="cameras names no camera"):
+        R.Settings(cameras=())
+
+
 def test_unseeded_worlds_differ():
     env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, sentences=SAID)
     try:
