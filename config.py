@@ -403,6 +403,11 @@ def _reject_contradictions(c):
     for key, value in (('vlm.bc_episodes', c.vlm.bc_episodes), ('vlm.bc_data', c.vlm.bc_data)):
         if value and c.env.world == 'particles':
             raise ConfigError(f'{key} is for the robot arm: leave it out, demonstrations of particles are made fresh')
+    for group in {'particles': ['robosuite'], 'robosuite': ['world', 'physics']}[c.env.world]:
+        for key, value in c[group].items():
+            if value != DEFAULTS[group][key]:
+                raise ConfigError(f'{group}.{key} says nothing in the world {c.env.world}: leave it out, or the preset '
+                                  'that sets it')
     if c.env.chain and c.env.world != 'particles':
         raise ConfigError('env.chain is for the particle world: leave it out')
     if c.model.vlm.load_in_4bit and (c.model.vlm.init == 'random' or not c.model.vlm.use_lora):

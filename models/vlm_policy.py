@@ -87,6 +87,7 @@ class VLMPolicy(nn.Module):
         if shape != (count, len(self.body.low)):
             raise ValueError("this policy reads proprioception: give proprio, floats of shape "
                              f"{(count, len(self.body.low))}, not {shape}")
+        proprio = proprio if isinstance(proprio, torch.Tensor) else np.asarray(proprio)
         return self.body(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
 
     def decide(self, text, ends, image, centres, felt=None):

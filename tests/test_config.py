@@ -88,6 +88,8 @@ def test_debug_composes_with_every_preset():
     (['DEBUG'], 'debug?'),
     (['vlm_tiny', 'vlm_7b'], 'vlm_tiny and vlm_7b contradict'),
     (['zero_gravity', 'gravity'], 'contradict'),
+    (['vlm_tiny', 'robosuite_lift', 'gravity'], 'physics.gravity_y says nothing in the world robosuite'),
+    (['vlm_tiny', 'robosuite.task:=Lift'], 'robosuite.task says nothing in the world particles'),
     ([], 'vlm_tiny'),
     (['train.lr=1'], 'no preset ... vlm_tiny'),
     (['debug', 'trian.lr=1'], "unknown key 'trian.lr' ... train.lr?"),
