@@ -158,7 +158,8 @@ class BySeed:
         return {"image": self.seeds[:, None].astype(float), "goal": tuple(f"sentence {s}" for s in self.seeds)}
 
     def reset(self, *, seed, options):
-        assert len(seed) == self.num_envs and all(len(values) == self.num_envs for values in options.values())
+        assert len(seed) == self.num_envs and options.pop("once") is True
+        assert all(len(values) == self.num_envs for values in options.values())
         self.blocks.append(list(seed))
         self.seeds, self.t = np.array(seed), np.zeros(self.num_envs, int)
         return self.observe(), {}
