@@ -177,7 +177,7 @@ class Demonstrations:
         self.discrete, self.cameras, self.episodes, self._data = discrete, cameras and tuple(cameras), [], []
         self._settings = []
         for path in _files(paths):
-            ours = env_args_of(path).get("flexibleworld", {})
+            ours = env_args_of(path).get("flexibleworld", {"action_repeat": 1})   # robomimic: a row is a step
             self._settings.append(ours)
             for i, episode in enumerate(read_demonstrations(path, filter_key)):
                 self._add(episode, ours.get("cameras"), f"{path}, demonstration {i}")

@@ -446,6 +446,10 @@ def test_a_world_that_does_not_fit_is_refused_before_training(env, recorded, mon
     monkeypatch.setattr(env, "settings", replace(env.settings, action_repeat=7))
     one_line(lambda: demos.check(env), "recorded with robosuite.action_repeat=5, and here it is 7")
     monkeypatch.undo()
+    monkeypatch.setattr(dataset, "env_args_of", lambda path: {"env_name": "Lift"})   # as robomimic writes
+    others = Demonstrations(recorded, cameras=env.settings.cameras)
+    one_line(lambda: others.check(env), "action_repeat=1, and here it is 5")
+    monkeypatch.undo()
     monkeypatch.setattr(env, "single_observation_space", spaces.Dict(
         dict(space.spaces) | {"image": spaces.Box(0, 255, (8, 8, 3), np.uint8)}))
     one_line(lambda: demos.check(env), "of this world [8, 8, 3]")
