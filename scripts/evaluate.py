@@ -48,8 +48,7 @@ def main(argv=None):
     import config
     from models.checkpoint import CheckpointError
     from models.vlm_policy import VLMPolicy
-    from simulator import splits
-    from simulator.evaluation import evaluate_policy, show
+    from simulator.evaluation import evaluate_policy, show, show_splits
     from simulator.goals import GoalError
     from simulator.language import SentencesError
     from simulator.worlds import WorldError, make_env, world_of
@@ -74,7 +73,7 @@ def main(argv=None):
                 episodes = args.episodes or (1000 if name == "chain" else usual)
                 figures[name] = world.measure_split(name, settings, policy, episodes, args.seed, args.baselines)
                 print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-            print(splits.show(figures))
+            print(show_splits(figures))
         else:
             figures = evaluate_policy(make_env(settings), policy, args.episodes or usual, args.seed,
                                       baselines=args.baselines)

@@ -30,9 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_corpus import withheld
 
 from simulator.core import PALETTE
-from simulator.goal_env import CHARACTERS
 from simulator.goals import AXES, DIRECTIONS, REGIONS, parse
-from simulator.language import load_sentences
+from simulator.language import CHARACTERS, load_sentences
 from simulator.reader import normalise, read_goal
 
 BACKOFF, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0        # s; the last for a Retry-After

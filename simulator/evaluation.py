@@ -134,3 +134,24 @@ def show(figures):
         ratio = figures["steps_policy_to_expert"]
         lines.append(f"steps to the goal, policy to expert, where both reach it: {ratio:.2f}")
     return "\n".join(lines)
+
+
+def show_splits(figures):
+    """{split: what a world's `measure_split` gave} as one table."""
+    names = list(next(iter(figures.values())))
+    row = lambda title, cells: f"{title:<22}" + "".join(f"{cell:>24}" for cell in cells)
+    percent = lambda s: f"{100 * s['rate']:.1f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
+    lines = [row("success, %, [95 %]", names)]
+    for split, columns in figures.items():
+        cells = [columns[name] for name in names]
+        if split == "swap":
+            lines += [row("swap: spoken goal", [percent(c["spoken"]) for c in cells]),
+                      row("swap: true goal", [percent(c["true"]) for c in cells]),
+                      row("swap: gap", [f"{c['gap']:.2f}" for c in cells])]
+        elif split == "chain":
+            lines += [row(f"chain: {n} in a row", [percent(c["links"][n - 1]) for c in cells])
+                      for n in range(1, len(columns[names[0]]["links"]) + 1)]
+            lines.append(row("chain: mean, of 5", [f"{c['mean']:.2f}" for c in cells]))
+        else:
+            lines.append(row(split, map(percent, cells)))
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ Success terminates, `max_steps` truncates. Every step executes the action and ad
     GoalConditionedEnv   one world with the small API of the notebook example
 """
 import re
-import string
 from functools import cache
 
 import gymnasium
@@ -23,12 +22,8 @@ from simulator import expert
 from simulator import goals as G
 from simulator.action_operator import USED, Action, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
-from simulator.language import SentencesError, corpus_hash, load_sentences
+from simulator.language import CHARACTERS, load_sentences
 from simulator.reader import explain, read_goal
-
-CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
-    chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
-
 
 WHY_NOT = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
 WRITTEN = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
@@ -412,7 +407,7 @@ class ParticleEnv(gymnasium.Env):
     @staticmethod
     def describe(action):
         """An action in words."""
-        return describe(action)
+        return Action.from_vector(action).describe()
 
 
 class GoalConditionedEnv:
@@ -439,51 +434,3 @@ class GoalConditionedEnv:
 
 
 gymnasium.register("FlexibleWorld/Particles-v0", entry_point="simulator.goal_env:ParticleEnv")
-
-
-# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
-def describe(action):
-    return Action.from_vector(action).describe()
-
-
-def sentences(config):
-    for path in config.env.sentences:
-        if not any(row["split"] == "train" for row in load_sentences(path)):
-            raise SentencesError(f"{path} has no sentence for training: its rows need \"split\": \"train\"")
-    return sentences_by_goal("train", None, tuple(config.env.sentences))
-
-
-def corpus(config):
-    return corpus_hash(config.env.sentences)
-
-
-def make_env(config, num_envs):
-    settings = {"goals": config.env.goals, "chain": config.env.chain, "sentences": sentences(config),
-                "max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
-    trial = ParticleVectorEnv(64, **settings)      # worlds that cannot be started are refused now
-    trial.reset(seed=0, options={"goals": trial.balanced_goals(64)})
-    return ParticleVectorEnv(num_envs, **settings)
-
-
-SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
-          "pair", "plans", "plans_held_out", "composition", "chain")      # see simulator.splits
-
-
-def splits(config):
-    from simulator.splits import trained
-    return trained(config.env.goals)
-
-
-def measure_split(split, config, policy, episodes, seed, baselines=True):
-    from simulator.splits import measure
-    worlds = {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
-    names = None if baselines else ("deterministic", "sampled")
-    return measure(split, worlds, policy, episodes, seed, config.env.goals, names)
-
-
-def make_world(config, max_steps=None, sentences=None, side=512):
-    """`config` may lack what an older checkpoint did not have; the picture for people is about `side` pixels wide."""
-    world = config.get("world", {})
-    scale = max(1, side // max(world.get("width", 64), world.get("height", 64)))
-    return ParticleEnv(render_scale=scale, max_steps=max_steps or config.get("env", {}).get("max_steps", 32),
-                       physics=dict(config.get("physics", {})), sentences=sentences, **world)

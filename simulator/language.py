@@ -5,11 +5,15 @@ What a sentence asks for is read in simulator.reader.
 import hashlib
 import json
 import re
+import string
 from pathlib import Path
 
 from simulator.goals import parse
 
 SENTENCES = Path(__file__).resolve().parent.parent / "data" / "goal_commands.jsonl"
+# what a sentence may be written in
+CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
+    chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
 FIELDS = ("text", "language", "goal", "split", "source", "family")
 ALLOWED = {"language": ("ko", "en"), "split": ("train", "held_out", "new_words", "composition", "pair")}
 

@@ -38,8 +38,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
 from simulator.evaluation import run_all, share
-from simulator.goal_env import CHARACTERS
-from simulator.language import corpus_hash
+from simulator.language import CHARACTERS, corpus_hash
 from simulator.rendering import Camera, import_robosuite, prepare
 from simulator.robosuite_expert import expert_action
 from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
@@ -579,9 +578,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         goals = [self.settings.goals[i] for i in rng.integers(len(self.settings.goals), size=n)]
         return tuple(self.say(goal, rng) for goal in goals), self._said(goals)
 
-    def say(self, goal, rng):
-        known = self.sentences.get(goal) or [goal]
-        return known[rng.integers(len(known))]
+    say = RobosuiteEnv.say
 
     def _said(self, goals):
         return np.array([[word == f"1 {goal}" for word in self.words] for goal in goals], np.float32)
@@ -641,7 +638,7 @@ def splits(config):
 
 
 def measure_split(split, config, policy, episodes, seed, baselines=True):
-    """As simulator.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
+    """As simulator.particles.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
     than the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
     collapse."""
     known = sentences_by_goal("train") if split in ("seen", "swap") else sentences_by_goal("held_out", split[-2:])

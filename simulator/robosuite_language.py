@@ -7,36 +7,61 @@ from simulator import language
 
 SENTENCES = language.SENTENCES.with_name("robosuite_commands.jsonl")
 
-LIFT = (r"lift|\brais|pick\b.*\bup|hoist|elevat|(?<!end )\bup(wards?)?\b|off the table|in(to)? the air|mid-air|"
-        r"(?<!만)들[어고기자래려린렸면었]|(?<!만)드[는세십]|올[려리릴림]|띄[우울운워]|떠 있|뜬|공중|허공|"
+TABLE = r"the (table(top)?|surface|bench|ground|desk)"
+LIFT = (rf"lift|\brais|pick\b.*\bup|\bpickup|hoist|elevat|(?<!end )\bup(wards?)?\b|off {TABLE}|from the table|"
+        r"in(to)? the air|mid-?air|aloft|overhead|skyward|airborne|takeoff|levitat|\bascen|altitude|pluck|\bheft|"
+        r"\bheav|\bloft|\brise|climb|(above|over) the table$|hold\b.*\bhigh|"
+        r"(?<!만)들[어고기자래려린렸면었]|(?<!만)들 [수준]|(?<!만)드[는세십]|올[려리릴림]|올라[가오와]|쳐들|치켜|"
+        r"띄[우울운워]|떠 있|뜬|공중|허공|상승|인양|부양|이륙|거양|픽업|리프트|"
         r"(?<!테이블 )(?<!탁자 )위로|위쪽으로|집어")
-PUSH = (r"\bpush|shov|\bslid|nudg|forward|(?<!go )ahead|onward|away from|farther|further|"
-        r"(?<!비)밀|떠미|\b미[시십]|앞으로|앞쪽으로|전방|전진|먼 쪽|멀[리어]|떨어[진져]|벌어지")
+PUSH = (r"\bpush|shov|\bslid|nudg|forward|(?<!go )ahead|onward|outward|away from|farther|further|bulldoz|propel|"
+        r"thrust|\bshunt|scoot|\bprod|\bskid|\bskat|\bglid|toward the (far|opposite|distal)|"
+        rf"\b(along|across|down|out over) {TABLE}|(off|over) to the (far|opposite)|"
+        r"(?<!비)밀|떠미|\b미[는시세십]|\b민다|앞으로|앞쪽으로|전방|전진|먼 쪽|멀[리어찌]|떨어[진져]|벌어지|미끄러뜨|"
+        r"푸시|저편|저리|건너")
 # where in the bin; for MOVE none is named
-PLACE = r"compartment|section|slot|\bpart\b|\bside\b|칸|구획"
-MOVE = rf"^(?!.*({PLACE})).*(\bmov|transfer|transport|relocat|different|another|else|\bbin\b|옮|상자)"
-NEAR = (r"\bnear|\bclos(er|est|e to)\b|adjacent|next to|right by|by the (base|robot)|(?<!in )front|"
-        r"가까[운이]|로봇 쪽|앞쪽|앞 ?칸|이편|이쪽|곁|근처|코앞")
-OWN = r"\bown\b|designated|제 칸|지정된"
-FAR = r"\bfar|distant|\brear|remote|at the back|\bback (comp|sect|part|side)|먼 |멀리|뒤쪽|뒤 ?칸|저편|건너"
-PEG = r"\bpeg|\bpost\b|thread|기둥|말뚝|끼[우울워]|꽂|꿰|씌|걸[어기]"
+PLACE = (r"compartment|section|slot|\bpart\b|\bside\b|\bcell|\brow\b|pocket|partition|division|cubby|\bbay\b|corner|"
+         r"칸|구획|구역|[앞뒷]줄|[앞뒷]열|[전후]열")
+MOVE = (rf"^(?!.*({PLACE})).*(\bmov|transfer|transport|relocat|displac|different|another|else|\bbin\b|next door|"
+        r"옮|다른 (곳|데|통|자리|위치)|딴 ?데|상자|옆 ?통|치[워우])")
+PUT = (r"\b(put|plac|set|drop|lay|park|rest|stor|stow|tuck|stash|plop|plonk|dump|toss|land|leav|bring|carr|plant|"
+       r"lower|deposit|position|deliver|situat|pop)|"
+       r"놓|놔|넣|두[어고렴면시]|둬|담[아으]|내려|갖다|가져|보내|보관|세워|배치|이동|이송|운반|적재|격납|투입|전달")
+NEAR = (r"\bnear(?!ly)|\bclos(er|est|e to|e by)\b|adjacent(?! bin)|next to|right by|right beside|"
+        r"beside (you|it|the (base|robot))|by (the|your|its)( own)? (base|robot|foot|side|pedestal)|"
+        r"\b(?<!from )your (own )?(base|foot|nose|pedestal|mount|stand)|(?<!in )front|foremost|anterior|proximal|"
+        r"(?<!past the )first row|"
+        r"가까[운이]|로봇 쪽|앞쪽|앞 ?칸|앞[줄열]|전열|이편|이쪽|곁|근처|근접|근방|인접|인근|발치|코앞|지척|"
+        r"바로 [앞옆]|붙[은어]|안 먼|(네|니|로봇|받침대|베이스|밑동) (옆|앞)(?! (상자|통))")
+OWN = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|"
+       r"제 ?칸|제 이름|지정|제자리|전용|자기 칸|캔 칸|캔 넣는 칸|제집")
+FAR = (r"\bfar|fu?rthe(r|st|rmost)\b|distant|\brear|remote|hindmost|outermost|(in|to|at) the (very )?back\b|"
+       r"\bback (comp|sect|part|side|row|cell|slot|corner|pocket)|second row|last comp|away from your|"
+       r"(?<!안 )먼 |멀[리찍]|뒤[쪽편로에]|뒤 ?칸|뒷|후방|후열|저편|건너|안쪽|저 끝|끝 칸|저쪽|구석|원거리|떨어진")
+POLE = (r"(pegs?|posts?|poles?|pins?|rods?|stakes?|sticks?|studs?|shafts?|spindles?|dowels?|columns?|pillars?|masts?|"
+        r"uprights?|spikes?|bars?|prongs?)\b")
+PEG = (rf"\b(on|onto|over|around|round|to|down|along|with|through|at|into) (\w+[ -]){{0,4}}{POLE}|^peg\b|thread|"
+       r"encircl|sheathe|sleev|impal|skewer|(기둥|말뚝|막대|봉|핀|페그|축|꼬챙이|지주) ?(에(?!서)|으?로|위|까지|쪽)|"
+       r"끼[우울워]|꽂|꿰|씌|걸[어기자]")
+BESIDE = "(near|close to|next to|beside)"
 DOWN = r"(put|set) it (back|down)|내려놓|내려놔|떨어뜨"
 # goal: (what a sentence that asks for it says, what it does not say); to place a thing is to pick it up as well
 SAYS = {"lift_cube": ((LIFT,), (PUSH, DOWN)),
         "push_cube": ((PUSH,), (LIFT, r"\bback|뒤로")),
         "place_can": ((f"{FAR}|{OWN}|{MOVE}",), (NEAR,)),
-        "place_can_near": ((NEAR, f"{PLACE}|{MOVE}"), (FAR, OWN, "away from")),
-        "place_nut": ((PEG,), (r"(off|from) (the|its) [\w ]*(peg|post)", r"기둥에서|말뚝에서")),
+        "place_can_near": ((NEAR, f"{PLACE}|{MOVE}|{PUT}"), (FAR, OWN, "away from", rf"{BESIDE} (the|that) (can|tin)",
+                                                                      r"[캔통] ?(옆|곁|가까이|근처)")),
+        "place_nut": ((PEG,), (rf"(off|from|{BESIDE}) (the|its) [\w ]*{POLE}", r"기둥에서|말뚝에서|기둥 (옆|곁)")),
         "lift_nut": ((LIFT,), (PEG, DOWN))}
-THINGS = {"cube": r"\bcube|\bblock\b|큐브|블록", "can": r"\b(the|a|that|this) can\b|\btin\b|캔|깡통",
-          "nut": r"\bnut\b|너트"}
+THINGS = {"cube": r"\bcube|\bblock\b|\bbrick\b|\bdie\b|큐브|블록|정육면체|주사위",
+          "can": r"\b(the|a|that|this) can\b|\btin\b|\bsoda\b|캔|깡통|통조림", "nut": r"\bnut\b|\bwasher\b|너트|암나사"}
 # what no goal is asked for with: what not to do, how things are, other ways and other things
 OTHERWISE = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[마말]|말고|않은|안 [들미밀넣옮끼]|"
              r"^(is|are|was|were|did|does|has|have|where|who|why (?!don't)|how (far|much|many))\b|"
              r"^(i|you|we|it|they) (?!need)\w+ed\b|(?<!수 )(?<!고 )있(어|어요|니|나요|습니까)$|"
-             r"[었았했렸겼웠]어(요)?$|어디|"
-             r"\b(left|to the right|backwards?|towards?)\b|왼쪽|오른쪽|당[겨기]|"
-             r"blue|green|yellow|파란|초록|노란|round (peg|post|nut)|둥근")
+             r"[었았했렸겼웠]어(요)?$|어디(에|로|야| ?있|$)|"
+             r"\b(left|to the right|backwards?|towards?(?! the (far|opposite|distal|ceiling)))\b|왼쪽|오른쪽|당[겨기]|"
+             rf"blue|green|yellow|파란|초록|노란|round (nut|{POLE})|둥근")
 
 
 @cache

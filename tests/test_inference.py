@@ -21,7 +21,7 @@ from models import vlm_policy
 from models.pictures import as_seen, read_picture
 from models.vlm_policy import VLMPolicy
 from simulator.action_operator import Action, ActionType
-from simulator.goal_env import make_world
+from simulator.particles import make_world
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402

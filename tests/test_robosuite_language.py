@@ -1,4 +1,5 @@
 """The sentences that a robosuite arm is told, and the reader of others."""
+import itertools
 import json
 import re
 import unicodedata
@@ -6,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from simulator.goal_env import CHARACTERS
+from simulator.language import CHARACTERS
 from simulator.robosuite_env import TASKS
 from simulator.robosuite_language import SAYS, rows, sentences_by_goal, understand, understand_words
 
@@ -16,12 +17,12 @@ SCENE = {goal: task.goals for task in TASKS.values() for goal in task.goals}
 def test_every_goal_has_its_sentences_in_both_languages():
     assert set(SAYS) == set(SCENE)
     counts = Counter((row["goal"], row["language"], row["split"]) for row in rows())
-    assert counts == {(goal, language, split): count for goal in SCENE for language in ("ko", "en")
-                      for split, count in (("train", 40), ("held_out", 15))}
-    for split, total in ("train", 480), ("held_out", 180):
+    for goal, language in itertools.product(SCENE, ("ko", "en")):
+        assert 250 <= counts[goal, language, "train"] <= 260 and counts[goal, language, "held_out"] == 15
+    for split, total in ("train", 3109), ("held_out", 180):
         assert sum(map(len, sentences_by_goal(split).values())) == total
-        assert sentences_by_goal(split, "ko")["lift_nut"] + sentences_by_goal(split, "en")["lift_nut"] == \
-            sentences_by_goal(split)["lift_nut"]
+        either = [sentences_by_goal(split, language)["lift_nut"] for language in ("ko", "en")]
+        assert sorted(sum(either, [])) == sorted(sentences_by_goal(split)["lift_nut"])
 
 
 def test_no_sentence_occurs_twice_whatever_its_case_spaces_and_punctuation():
@@ -91,6 +92,10 @@ def test_key_words_alone_place_nine_in_ten_and_misplace_none(split):
     ("go ahead and put it into the bin", "place_can"),
     ("the can goes into the compartment nearest you", "place_can_near"), ("캔 가까운 쪽으로 옮겨", "place_can_near"),
     ("lift the nut and put it on the peg", "place_nut"), ("너트를 들어서 기둥에 끼워", "place_nut"),
+    ("ease the block along the table, will you", "push_cube"), ("캔을 네 곁에 놔", "place_can_near"),
+    ("drop the soda by your foot", "place_can_near"), ("캔은 맨 뒷줄에 놓자", "place_can"),
+    ("slip the washer over the square rod", "place_nut"), ("너트를 네모난 봉에 얹어", "place_nut"),
+    ("get the nut higher than the pegs, up in the air", "lift_nut"),
     ("would you mind raising the nut", "lift_nut"), ("너트를 번쩍 들어라", "lift_nut"),
 ])
 def test_free_sentences(text, goal):
@@ -103,7 +108,10 @@ def test_free_sentences(text, goal):
     ("push the cube to the left", "push_cube"), ("push the cube back", "push_cube"), ("큐브를 당겨", "push_cube"),
     ("lift the can", "place_can"), ("캔을 들어 올려", "place_can"), ("put the can in a compartment", "place_can"),
     ("put the can back where it was", "place_can"),
-    ("put the nut on the round peg", "place_nut"),
+    ("bring your hand close to the can", "place_can_near"), ("손을 캔 가까이 가져가", "place_can_near"),
+    ("leave the can where it is", "place_can_near"),
+    ("put the nut on the round peg", "place_nut"), ("put the nut on the round pole", "place_nut"),
+    ("put the nut next to the square peg", "place_nut"), ("너트를 기둥 옆에 놓아", "place_nut"),
     ("take the nut off the square peg", "place_nut"), ("lift the blue cube", "lift_cube"),
     ("lift the cube, then put it down", "lift_cube"),
     # another scene's thing

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import expert, splits
+from simulator import expert, particles
 from simulator import goals as G
 from simulator.action_operator import ActionType
 from simulator.goal_env import ParticleVectorEnv, Worlds, sentences_by_goal
@@ -16,7 +16,7 @@ from simulator.reader import normalise
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
 
-EXPERT = splits.actors(None, 0)["expert"]
+EXPERT = particles.actors(None, 0)["expert"]
 
 
 # --- sets of goals ----------------------------------------------------------------------------------------------
@@ -174,23 +174,23 @@ def test_perturbed_sentences_stay_near_the_sentence():
 def test_the_splits_share_no_sentence_with_training():
     seen = {normalise(text) for texts in sentences_by_goal("train").values() for text in texts}
     goals = ["simple", "amounts", "by_particle", "at_once", "in_order"]
-    for split in splits.trained(goals):
+    for split in particles.trained(goals):
         if split not in ("seen", "swap", "chain", "by_particle", "plans"):
-            _, sentences = splits.case(split, goals)
+            _, sentences = particles.case(split, goals)
             assert not seen & {normalise(text) for texts in sentences.values() for text in texts}, split
 
 
 def test_an_agent_is_measured_on_what_it_was_trained_for():
-    assert splits.trained([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "chain"]
-    assert splits.trained(["simple", "by_particle"]) == [
+    assert particles.trained([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "chain"]
+    assert particles.trained(["simple", "by_particle"]) == [
         "seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
         "pair", "chain"]
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------
 def test_the_expert_does_every_split():
-    for split in splits.SPLITS:
-        measured = splits.measure(split, {}, None, 64, 5, list(G.SETS), names=["no-op", "expert"])
+    for split in particles.SPLITS:
+        measured = particles.measure(split, {}, None, 64, 5, list(G.SETS), names=["no-op", "expert"])
         done, idle = measured["expert"], measured["no-op"]
         if split == "swap":
             assert done["spoken"]["rate"] > 0.95 and done["true"]["rate"] < 0.15 and done["gap"] > 0.8
@@ -213,7 +213,7 @@ def test_a_chain_ends_at_the_first_goal_missed():
                 actions[b] = expert.noop_actions(worlds)[b]
         return actions[running]
 
-    chain = splits._chain(lambda n: Worlds(n), act, 8, 3)
+    chain = particles._chain(lambda n: Worlds(n), act, 8, 3)
     assert chain["mean"] == 3.5 and [link["k"] for link in chain["links"]] == [8, 8, 4, 4, 4]
 
 
@@ -225,7 +225,7 @@ def test_swap_counts_the_true_goal_at_any_step():
         return actions
 
     sentences = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
-    measured = splits._swap(lambda n: Worlds(n, goals=list(sentences), sentences=sentences), act, 10, 0)
+    measured = particles._swap(lambda n: Worlds(n, goals=list(sentences), sentences=sentences), act, 10, 0)
     assert measured["true"]["k"] == measured["true_if_told"]["k"] == 5         # every second one asks for heat
     assert measured["spoken"]["k"] == 5 and measured["gap"] == 0
 
@@ -248,5 +248,5 @@ def test_the_shipped_agent_is_up_to_date():
     policy, about = VLMPolicy.from_checkpoint(path), json.loads(path.with_suffix(".json").read_text())
     assert path.stat().st_size <= 4_000_000 and policy.meta["corpus"] == about["corpus"] == corpus_hash()
     assert about["presets"] and about["training_seconds"] > 0 and about["seed"] == 0
-    reached = splits.measure("seen", {}, policy, 48, 7, names=["deterministic"])["deterministic"]
+    reached = particles.measure("seen", {}, policy, 48, 7, names=["deterministic"])["deterministic"]
     assert reached["rate"] > about["results"]["seen"]["deterministic"]["rate"] - 0.08

@@ -1,4 +1,5 @@
-"""How far an agent's understanding goes: the splits of an evaluation, each k of n episodes with fixed seeds.
+"""The particle world as simulator.worlds wants it, and how far an agent's understanding goes in it: the splits of an
+evaluation, each k of n episodes with fixed seeds.
 
     seen                     the simple goals, and amounts if trained; sentences of training
     held_out_en, _ko         the same goals, in phrasing families kept out of training
@@ -24,9 +25,11 @@ import torch
 from simulator import expert
 from simulator import goals as G
 from simulator.evaluation import share
-from simulator.goal_env import SPLITS, Worlds, sentences_by_goal
-from simulator.language import perturb
+from simulator.goal_env import ParticleEnv, ParticleVectorEnv, Worlds, sentences_by_goal
+from simulator.language import SentencesError, corpus_hash, load_sentences, perturb
 
+SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
+          "pair", "plans", "plans_held_out", "composition", "chain")
 LINKS = 5
 WORLDS = 128        # side by side
 
@@ -166,22 +169,42 @@ def _chain(make, act, episodes, seed):
     return {"links": [share((length >= n).sum(), episodes) for n in range(1, LINKS + 1)], "mean": float(length.mean())}
 
 
-def show(figures):
-    """{split: what `measure` gave} as one table."""
-    names = list(next(iter(figures.values())))
-    row = lambda title, cells: f"{title:<22}" + "".join(f"{cell:>24}" for cell in cells)
-    percent = lambda s: f"{100 * s['rate']:.1f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
-    lines = [row("success, %, [95 %]", names)]
-    for split, columns in figures.items():
-        cells = [columns[name] for name in names]
-        if split == "swap":
-            lines += [row("swap: spoken goal", [percent(c["spoken"]) for c in cells]),
-                      row("swap: true goal", [percent(c["true"]) for c in cells]),
-                      row("swap: gap", [f"{c['gap']:.2f}" for c in cells])]
-        elif split == "chain":
-            lines += [row(f"chain: {n} in a row", [percent(c["links"][n - 1]) for c in cells])
-                      for n in range(1, LINKS + 1)]
-            lines.append(row("chain: mean, of 5", [f"{c['mean']:.2f}" for c in cells]))
-        else:
-            lines.append(row(split, map(percent, cells)))
-    return "\n".join(lines)
+# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
+describe = ParticleEnv.describe
+
+
+def sentences(config):
+    for path in config.env.sentences:
+        if not any(row["split"] == "train" for row in load_sentences(path)):
+            raise SentencesError(f"{path} has no sentence for training: its rows need \"split\": \"train\"")
+    return sentences_by_goal("train", None, tuple(config.env.sentences))
+
+
+def corpus(config):
+    return corpus_hash(config.env.sentences)
+
+
+def make_env(config, num_envs):
+    settings = {"goals": config.env.goals, "chain": config.env.chain, "sentences": sentences(config),
+                "max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
+    trial = ParticleVectorEnv(64, **settings)      # worlds that cannot be started are refused now
+    trial.reset(seed=0, options={"goals": trial.balanced_goals(64)})
+    return ParticleVectorEnv(num_envs, **settings)
+
+
+def splits(config):
+    return trained(config.env.goals)
+
+
+def measure_split(split, config, policy, episodes, seed, baselines=True):
+    worlds = {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
+    names = None if baselines else ("deterministic", "sampled")
+    return measure(split, worlds, policy, episodes, seed, config.env.goals, names)
+
+
+def make_world(config, max_steps=None, sentences=None, side=512):
+    """`config` may lack what an older checkpoint did not have; the picture for people is about `side` pixels wide."""
+    world = config.get("world", {})
+    scale = max(1, side // max(world.get("width", 64), world.get("height", 64)))
+    return ParticleEnv(render_scale=scale, max_steps=max_steps or config.get("env", {}).get("max_steps", 32),
+                       physics=dict(config.get("physics", {})), sentences=sentences, **world)
