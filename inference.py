@@ -164,6 +164,14 @@ def fail(message):
     return 2
 
 
+def unfit(output):
+    """Why a GIF cannot go to the path `output`, in one line; None where it can."""
+    folder = output.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK) and (output.is_file() or not output.exists())):
+        return f"cannot write --output {output}: name a file in a folder that exists and can be written"
+    return None if output.suffix.lower() == ".gif" else f"--output {output} would be a GIF: let its name end in .gif"
+
+
 def add_model_arguments(parser):
     """--model and --base, of every program that acts."""
     parser.add_argument("--model", metavar="FILE|FOLDER|NAME", help="checkpoint, agent's folder, or its name on the "
@@ -236,10 +244,8 @@ def main(argv=None):
         return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
     if args.image == []:
         return fail("--image names no picture: give paths or addresses, as in --image photo.jpg")
-    folder = args.output.parent
-    usable = folder.is_dir() and os.access(folder, os.W_OK) and (args.output.is_file() or not args.output.exists())
-    if not usable:
-        return fail(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
+    if unfit(args.output):
+        return fail(unfit(args.output))
 
     started = time.perf_counter()
     # sleeping threads: spinning ones decide 60 times as slowly where anything else uses the cores

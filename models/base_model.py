@@ -109,6 +109,8 @@ def reach(name, agent=False):
     after the minute of retries that the hub's client makes without a network."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    if Path(name).is_file():
+        raise OSError("a file, not a model's folder")
     if Path(name).is_dir():
         has = {path.name for path in Path(name).iterdir()}
         missing = sorted({"config.json", "preprocessor_config.json"} - has)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inference import draw_frame, fail, save_gif  # noqa: E402
+from inference import draw_frame, fail, save_gif, unfit  # noqa: E402
 
 
 def main(argv=None):
@@ -31,9 +31,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if min(args.steps, args.every) < 1 or not 0 <= args.seed < 2**32:
         return fail("--steps and --every take a whole number from 1 up, --seed one from 0 to 2**32 - 1")
-    for folder in (args.output.parent, args.frames):
-        if folder and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            return fail(f"cannot write into {folder}: name a folder that exists and can be written")
+    if unfit(args.output):
+        return fail(unfit(args.output))
+    if args.frames and not (args.frames.is_dir() and os.access(args.frames, os.W_OK)):
+        return fail(f"cannot write into {args.frames}: name a folder that exists and can be written")
 
     import torch
 

@@ -253,6 +253,11 @@ def test_programs_refuse_where_they_cannot_write(where, saved, capsys, tmp_path,
         assert "cannot write" in err and not out
 
 
+def test_inference_writes_nothing_but_gifs(saved, capsys, tmp_path):
+    words = ["--goal", "go left", "--model", saved, "--output", tmp_path / "a.txt"]
+    assert "end in .gif" in refused(inference.main, words, capsys, tmp_path)[1]
+
+
 def test_evaluate_refuses_a_folder_as_its_file(saved, capsys, tmp_path):
     _, err = refused(evaluate.main, ["--model", saved, "--episodes=1", "--json", tmp_path], capsys, tmp_path)
     assert f"cannot write --json {tmp_path}" in err

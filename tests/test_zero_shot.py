@@ -133,7 +133,9 @@ def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     assert np.asarray(Image.open(tmp_path / "step002.png")).std() > 10
     for wrong, why in ((["--task", "Stack"], "choose from Lift"), (["--steps", "0"], "from 1 up"),
                        (["--output", str(tmp_path / "no" / "a.gif")], "folder that exists"),
-                       (["--model", str(tmp_path)], "config.json")):
+                       (["--output", str(tmp_path / "a.mp4")], "end in .gif"),
+                       (["--model", str(tmp_path)], "config.json"),
+                       (["--model", str(tmp_path / "a.gif")], "not a model's folder")):
         assert zero_shot.main([*words, "--output", str(tmp_path / "b.gif"), *wrong]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and why in error and error.count("\n") == 1
