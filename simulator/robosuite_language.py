@@ -10,8 +10,8 @@ SENTENCES = language.SENTENCES.with_name("robosuite_commands.jsonl")
 TABLE = r"the (table(top)?|surface|bench|ground|desk)"
 LIFT = (rf"lift|\brais|pick\b.*\bup|\bpickup|hoist|elevat|(?<!end )\bup(wards?)?\b|off {TABLE}|from the table|"
         r"in(to)? the air|mid-?air|aloft|overhead|skyward|airborne|takeoff|levitat|\bascen|altitude|pluck|\bheft|"
-        r"\bheav|\bloft|\brise|climb|(above|over) the table$|hold\b.*\bhigh|"
-        r"(?<!만)들[어고기자래려린렸면었]|(?<!만)들 [수준]|(?<!만)드[는세십]|올[려리릴림]|올라[가오와]|쳐들|치켜|"
+        r"\bheav(e|ing)\b|\bloft|\brise|climb|(above|over) the table$|hold\b.*\bhigh|"
+        r"(?<![만힘잠])들[어고기자래려린렸면었]|(?<!만)들 [수준]|(?<!만)드[는세십]|올[려리릴림]|올라[가오와]|쳐들|치켜|"
         r"띄[우울운워]|떠 있|뜬|공중|허공|상승|인양|부양|이륙|거양|픽업|리프트|"
         r"(?<!테이블 )(?<!탁자 )위로|위쪽으로|집어")
 PUSH = (r"\bpush|shov|\bslid|nudg|forward|(?<!go )ahead|onward|outward|away from|farther|further|bulldoz|propel|"
@@ -27,13 +27,13 @@ MOVE = (rf"^(?!.*({PLACE})).*(\bmov|transfer|transport|relocat|displac|different
 PUT = (r"\b(put|plac|set|drop|lay|park|rest|stor|stow|tuck|stash|plop|plonk|dump|toss|land|leav|bring|carr|plant|"
        r"lower|deposit|position|deliver|situat|pop)|"
        r"놓|놔|넣|두[어고렴면시]|둬|담[아으]|내려|갖다|가져|보내|보관|세워|배치|이동|이송|운반|적재|격납|투입|전달")
-NEAR = (r"\bnear(?!ly)|\bclos(er|est|e to|e by)\b|adjacent(?! bin)|next to|right by|right beside|"
+NEAR = (r"\bnear(?!ly)|\bclos(er|est|e to|e by|e side)\b|adjacent(?! bin)|next to|right by|right beside|"
         r"beside (you|it|the (base|robot))|by (the|your|its)( own)? (base|robot|foot|side|pedestal)|"
         r"\b(?<!from )your (own )?(base|foot|nose|pedestal|mount|stand)|(?<!in )front|foremost|anterior|proximal|"
         r"(?<!past the )first row|"
         r"가까[운이]|로봇 쪽|앞쪽|앞 ?칸|앞[줄열]|전열|이편|이쪽|곁|근처|근접|근방|인접|인근|발치|코앞|지척|"
         r"바로 [앞옆]|붙[은어]|안 먼|(네|니|로봇|받침대|베이스|밑동) (옆|앞)(?! (상자|통))")
-OWN = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|"
+OWN = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|where it belongs|"
        r"제 ?칸|제 이름|지정|제자리|전용|자기 칸|캔 칸|캔 넣는 칸|제집")
 FAR = (r"\bfar|fu?rthe(r|st|rmost)\b|distant|\brear|remote|hindmost|outermost|(in|to|at) the (very )?back\b|"
        r"\bback (comp|sect|part|side|row|cell|slot|corner|pocket)|second row|last comp|away from your|"
@@ -47,8 +47,8 @@ BESIDE = "(near|close to|next to|beside)"
 DOWN = r"(put|set) it (back|down)|내려놓|내려놔|떨어뜨"
 # goal: (what a sentence that asks for it says, what it does not say); to place a thing is to pick it up as well
 SAYS = {"lift_cube": ((LIFT,), (PUSH, DOWN)),
-        "push_cube": ((PUSH,), (LIFT, r"\bback|뒤로")),
-        "place_can": ((f"{FAR}|{OWN}|{MOVE}",), (NEAR,)),
+        "push_cube": ((PUSH,), (LIFT, r"\bback|\bdown into|뒤로|(로봇|내|네) 쪽으로|이쪽")),
+        "place_can": ((f"{FAR}|{OWN}|{MOVE}",), (NEAR, r"out of the (bin|compartment)|꺼내")),
         "place_can_near": ((NEAR, f"{PLACE}|{MOVE}|{PUT}"), (FAR, OWN, "away from", rf"{BESIDE} (the|that) (can|tin)",
                                                                       r"[캔통] ?(옆|곁|가까이|근처)")),
         "place_nut": ((PEG,), (rf"(off|from|{BESIDE}) (the|its) [\w ]*{POLE}", r"기둥에서|말뚝에서|기둥 (옆|곁)")),
@@ -56,12 +56,18 @@ SAYS = {"lift_cube": ((LIFT,), (PUSH, DOWN)),
 THINGS = {"cube": r"\bcube|\bblock\b|\bbrick\b|\bdie\b|큐브|블록|정육면체|주사위",
           "can": r"\b(the|a|that|this) can\b|\btin\b|\bsoda\b|캔|깡통|통조림", "nut": r"\bnut\b|\bwasher\b|너트|암나사"}
 # what no goal is asked for with: what not to do, how things are, other ways and other things
-OTHERWISE = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[마말]|말고|않은|안 [들미밀넣옮끼]|"
-             r"^(is|are|was|were|did|does|has|have|where|who|why (?!don't)|how (far|much|many))\b|"
-             r"^(i|you|we|it|they) (?!need)\w+ed\b|(?<!수 )(?<!고 )있(어|어요|니|나요|습니까)$|"
-             r"[었았했렸겼웠]어(요)?$|어디(에|로|야| ?있|$)|"
-             r"\b(left|to the right|backwards?|towards?(?! the (far|opposite|distal|ceiling)))\b|왼쪽|오른쪽|당[겨기]|"
-             rf"blue|green|yellow|파란|초록|노란|round (nut|{POLE})|둥근")
+OTHERWISE = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[마말]|지도 |말고|않은|그만|"
+             r"안 [들미밀넣옮끼돼된]|^(is|are|was|were|did|does|has|have|where|which|who|what (is|are|was)|"
+             r"why (?!don't)|how (far|much|many|heavy))\b|"
+             r"^(i|you|we|it|they) (already )?(?!need)\w+ed\b|\b(was|were) (in|on|\w+ed)\b|"
+             r"(?<!수 )(?<!고 )있(어|어요|니|나요|습니까)$|[었았했렸겼웠졌](어(요)?|니|나요|습니까)$|"
+             r"어디(에|로|야| ?있|$)|\b(left|to the right|backwards?|towards?(?! the (far|opposite|distal|ceiling)))\b|"
+             r"왼쪽|오른쪽|당[겨기]|마음에 들|얼마나 들|"
+             # other things, and the arm itself
+             rf"blue|green|yellow|파란|초록|노란|round (nut|{POLE})|둥근|"
+             rf"\b(lift|raise|move|push|put|take|place) (the|your|a) (\w+ )?({POLE}|bolt|screw|arm|hand|gripper|robot|"
+             r"table|button|ball|milk|bread|cereal)\b|^(go|move) (forward|away|closer|back)|멀리 가$|"
+             r"(팔|손|그리퍼|로봇|기둥|나사|공|우유|빵|시리얼)( 상자)?[을를] (들|올|밀|앞|뒤|먼|멀|가까|다른|옮)")
 
 
 @cache

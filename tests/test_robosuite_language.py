@@ -96,6 +96,7 @@ def test_key_words_alone_place_nine_in_ten_and_misplace_none(split):
     ("drop the soda by your foot", "place_can_near"), ("캔은 맨 뒷줄에 놓자", "place_can"),
     ("slip the washer over the square rod", "place_nut"), ("너트를 네모난 봉에 얹어", "place_nut"),
     ("get the nut higher than the pegs, up in the air", "lift_nut"),
+    ("put the soda can where it belongs", "place_can"),
     ("would you mind raising the nut", "lift_nut"), ("너트를 번쩍 들어라", "lift_nut"),
 ])
 def test_free_sentences(text, goal):
@@ -125,6 +126,13 @@ def test_free_sentences(text, goal):
     ("don't lift the cube", "lift_cube"), ("큐브를 밀지 마", "push_cube"), ("캔을 멀지 않은 칸에 넣어", "place_can"),
     ("not in the near compartment", "place_can"), ("is the can in the far compartment?", "place_can"),
     ("캔이 먼 칸에 있어?", "place_can"),
+    ("큐브 들지도 밀지도 마", "push_cube"), ("그만 밀어", "push_cube"), ("큐브를 로봇 쪽으로 밀어", "push_cube"),
+    ("take the can out of the bin", "place_can"), ("which compartment is near the robot?", "place_can_near"),
+    ("how heavy is the cube?", "lift_cube"), ("너트가 기둥에 끼워졌어?", "place_nut"), ("힘들어", "lift_cube"),
+    ("you already pushed the cube", "push_cube"), ("the can was in the far bin", "place_can"),
+    # other things, and the arm itself
+    ("lift the peg", "lift_nut"), ("나사를 들어", "lift_nut"), ("우유를 먼 칸에 넣어", "place_can"),
+    ("move the arm forward", "push_cube"), ("go forward", "push_cube"), ("팔을 들어", "lift_cube"),
     ("I pushed the cube forward", "push_cube"), ("너트를 기둥에 걸었어", "place_nut"),
 ])
 def test_unclear_sentences_get_no_goal(text, goal):
