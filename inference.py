@@ -244,8 +244,8 @@ def main(argv=None):
         return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
     if args.image == []:
         return fail("--image names no picture: give paths or addresses, as in --image photo.jpg")
-    if unfit(args.output):
-        return fail(unfit(args.output))
+    if why := unfit(args.output):
+        return fail(why)
 
     started = time.perf_counter()
     # sleeping threads: spinning ones decide 60 times as slowly where anything else uses the cores

@@ -31,8 +31,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if min(args.steps, args.every) < 1 or not 0 <= args.seed < 2**32:
         return fail("--steps and --every take a whole number from 1 up, --seed one from 0 to 2**32 - 1")
-    if unfit(args.output):
-        return fail(unfit(args.output))
+    if why := unfit(args.output):
+        return fail(why)
     if args.frames and not (args.frames.is_dir() and os.access(args.frames, os.W_OK)):
         return fail(f"cannot write into {args.frames}: name a folder that exists and can be written")
 
