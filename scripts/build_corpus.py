@@ -40,11 +40,11 @@ WHERE = {"x<16": ("the left edge", "왼쪽 끝"), "x>48": ("the right edge", "�
          "x>48, y<16": ("the top right corner", "오른쪽 위 구석"),
          "x<16, y>48": ("the bottom left corner", "왼쪽 아래 구석"),
          "x>48, y>48": ("the bottom right corner", "오른쪽 아래 구석")}
-NUMBERS = {2: ("two", "이"), 3: ("three", "삼"), 4: ("four", "사"), 5: ("five", "오"), 8: ("eight", "팔"),
-           10: ("ten", "십"), 12: ("twelve", "십이"), 15: ("fifteen", "십오"), 18: ("eighteen", "십팔"),
-           20: ("twenty", "이십")}
+NUMBERS = {3: ("three", "삼"), 4: ("four", "사"), 5: ("five", "오"), 6: ("six", "육"),
+           12: ("twelve", "십이"), 15: ("fifteen", "십오"), 18: ("eighteen", "십팔"),
+           20: ("twenty", "이십"), 22: ("twenty two", "이십이"), 24: ("twenty four", "이십사")}
 WORDS = re.compile(r"\w+")
-DEGREES, PIXELS = (2, 3, 4, 5), (8, 10, 12, 15, 18, 20)
+DEGREES, PIXELS = (3, 4, 5, 6), (12, 15, 18, 20, 22, 24)
 COLOURS = {"en": [name for name, _, _ in PALETTE],
            "ko": [name.replace("하늘", "하늘색") for _, name, _ in PALETTE]}
 IDS = range(len(PALETTE))

@@ -34,8 +34,8 @@ def wanted_velocity(goal, position, now, start, size):
         case "spread":
             want = -towards(centroid, 6)
         case "vibrate":
-            outwards = np.where(now.spread < 1.3 * start.spread, -1.0, 1.0)
-            want, limit = outwards[:, None, None] * towards(centroid, 2), 2.3 * SPEED
+            outwards = np.where(now.spread < 1.1 * start.spread, -1.0, 1.0)
+            want, limit = outwards[:, None, None] * towards(centroid, 2), 3 * SPEED
         case "move_to":
             target = np.array(REGIONS[goal.argument]) * size
             step = (target - now.centroid)[:, None]
@@ -84,7 +84,7 @@ def point_and_sign(goal, now, start, size):
             return point, 1
 
 
-def best_strength(want, position, velocity, mass, point, sign):
+def best_strength(want, position, velocity, mass, point, sign, least=0.0):
     """The strength [b] of a push (sign 1) or pull (-1) at `point` [b,2] that brings `velocity` nearest to `want`, where
     that is not NaN."""
     away = position - point[:, None]                                                                # [b,N,2]
@@ -92,7 +92,7 @@ def best_strength(want, position, velocity, mass, point, sign):
     effect = sign * away / np.maximum(distance, 1e-9) * np.maximum(0, 1 - distance / REACH) / mass[..., None]
     effect = np.where(np.isnan(want), 0, effect)
     along = (effect * np.nan_to_num(want - velocity)).sum((-1, -2))
-    return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, STRENGTH)
+    return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), least, STRENGTH)
 
 
 SERVED_FIRST = ("heat", "cool", "move_to", "cluster", "spread")     # of goals at once, those that least undo others
@@ -155,7 +155,8 @@ def serve(goal, worlds, b, actions):
         point, sign = point_and_sign(goal, now, start, size)
         point = np.clip(point, 0, size)
         want = wanted_velocity(goal, position, now, start, size)
-        strength = best_strength(want, position, velocity, sim.mass[b, :n], point, sign)
+        strength = best_strength(want, position, velocity, sim.mass[b, :n], point, sign,
+                                 -STRENGTH if goal.kind == "vibrate" else 0.0)
         kind = ActionType.APPLY_FORCE if sign > 0 else ActionType.APPLY_ATTRACTION
     actions[b, 0], actions[b, 2:4], actions[b, 4], actions[b, 5] = kind, point, strength, REACH
 

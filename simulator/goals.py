@@ -19,19 +19,20 @@ that start (of a later phase: against where the phase before was reached). An id
 
 | goal        | progress (its growth is rewarded)     | reached when                                 | reward (a step) |
 |-------------|---------------------------------------|----------------------------------------------|-----------------|
-| push        | way of the centroid in the direction  | `distance` (0.22 W) that way, at most 0.08 W | 0.05/px, +-0.5  |
-|             |                                       | to each side                                 |                 |
-| cluster     | minus the spread (of the ids)         | spread at most 0.6 of that at the start      | 0.05/px, +-0.3  |
-| spread      | spread                                | spread at least twice that at the start      | 0.05/px, +-0.3  |
+| push        | way of the centroid in the direction  | `distance` (0.22 W) that way, at most a      | 0.05/px, +-0.5  |
+|             |                                       | fifth of it to each side                     |                 |
+| cluster     | minus the spread (of the ids)         | spread at most 0.6 (of ids 0.36) of that at  | 0.05/px, +-0.3  |
+|             |                                       | the start                                    |                 |
+| spread      | spread                                | spread at least 0.42 W                       | 0.05/px, +-0.3  |
 | heat        | mean temperature                      | `to`, or `by` (3) warmer than at the start   | 0.1/unit, +-0.3 |
 | cool        | minus the mean temperature            | `to`, or `by` colder than at the start, or   | 0.1/unit, +-0.3 |
-|             |                                       | at most a quarter of that at the start       |                 |
-| vibrate     | speed (itself rewarded, not its rise) | speed at least 2 px/step, centroid within    | 0.01/(px/step), |
-|             |                                       | 0.1 W, the spread within 1.5 times its start | up to 0.3       |
+|             |                                       | at most a fifth of that at the start         |                 |
+| vibrate     | speed (itself rewarded, not its rise) | speed at least 2.5 px/step, centroid within  | 0.01/(px/step), |
+|             |                                       | 0.08 W, spread within 1.5 times its start    | up to 0.3       |
 | move_to     | minus the centroid's way to a point   | within 0.06 W of the centre, or 0.1 W of a   | 0.05/px, +-0.3  |
 |             |                                       | point 0.22 W from both walls of the corner   |                 |
 | move_to id  | minus the way to the bounds           | all bounds hold                              | 0.05/px, +-0.3  |
-| move_toward | minus the distance of the two         | at most 0.15 W between their centres         | 0.05/px, +-0.3  |
+| move_toward | minus the distance of the two         | at most 0.12 W between their centres         | 0.05/px, +-0.3  |
 | align       | minus the extent across the line      | at most 0.07 W across, twice as far along    | 0.05/px, +-0.3  |
 
 Reaching the goal adds 1. Spread: root mean square distance from the centroid. Speed: root mean square velocity
@@ -329,9 +330,9 @@ def target(goal, start, size):
         case "push", _:
             return goal.amount or 0.22 * width
         case "cluster", _:
-            return -0.6 * spread_of(goal, start)
+            return -(0.36 if goal.ids else 0.6) * spread_of(goal, start)
         case "spread", _:
-            return 2 * start.spread
+            return 0.42 * width
         case "heat", "to":
             return goal.amount
         case "heat", _:
@@ -341,13 +342,13 @@ def target(goal, start, size):
         case "cool", "by":
             return goal.amount - start.temperature
         case "cool", _:
-            return -0.25 * start.temperature
+            return -0.2 * start.temperature
         case "vibrate", _:
-            return 2.0
+            return 2.5
         case "move_to", _:
             return 0 if goal.ids else -(0.06 if goal.argument == "center" else 0.1) * width
         case "move_toward", _:
-            return -0.15 * width
+            return -0.12 * width
         case "align", _:
             return -0.07 * width
 
@@ -359,9 +360,10 @@ def reached(goal, now, start, size):
     moved = now.centroid - start.centroid
     match goal.kind:
         case "push":     # as asked, not slantwise
-            return main & (np.abs(moved @ np.array(DIRECTIONS[goal.argument])[::-1]) <= 0.08 * width)
+            sideways = np.abs(moved @ np.array(DIRECTIONS[goal.argument])[::-1])
+            return main & (sideways <= 0.2 * target(goal, start, size))
         case "vibrate":  # on the spot
-            return main & (np.linalg.norm(moved, axis=-1) <= 0.1 * width) & (now.spread <= 1.5 * start.spread)
+            return main & (np.linalg.norm(moved, axis=-1) <= 0.08 * width) & (now.spread <= 1.5 * start.spread)
         case "align":    # a line, not a heap
             return main & (now.extent[:, AXES[goal.argument]] >= -2 * done)
         case _:
@@ -426,7 +428,7 @@ def _fair(goal, at, size):
             room = np.where(way > 0, size - at.centroid[0], at.centroid[0]) @ np.abs(way)
             return room > (goal.amount or 0.22 * width) + 0.1 * width
         case "cluster":
-            return spread_of(goal, at)[0] > 0.18 * width
+            return spread_of(goal, at)[0] > (0.26 if goal.ids else 0.18) * width
         case "spread":
             return at.spread[0] < 0.16 * width
         case "align":
@@ -434,13 +436,13 @@ def _fair(goal, at, size):
             return along > across > 0.12 * width
         case "move_to" if not goal.ids:
             to_go = np.linalg.norm(at.centroid[0] - np.array(REGIONS[goal.argument]) * size)
-            return to_go > (0.2 if goal.argument == "center" else 0.3) * width
+            return to_go > (0.33 if goal.argument == "center" else 0.3) * width
         case "move_to":
             inside = all(bound + MAX_RADIUS < size[axis] if side == ">" else bound > MAX_RADIUS
                          for axis, side, bound in goal.bounds)
-            return inside and np.linalg.norm(way_of(goal, at)) > 0.2 * width
+            return inside and np.linalg.norm(way_of(goal, at)) > 0.42 * width
         case "move_toward":
-            return np.linalg.norm(way_of(goal, at)) > 0.35 * width
+            return np.linalg.norm(way_of(goal, at)) > 0.48 * width
         case "cool" if goal.argument:
             return goal.argument != "by" or at.temperature[0] > goal.amount
         case "cool":

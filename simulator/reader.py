@@ -48,7 +48,7 @@ RECIPES = [
 ]
 MAY = {
     **{goal: {SET} for goal in GOALS},
-    **{goal: {SET, STICK} for goal in (LEFT, RIGHT, UP, DOWN)},
+    **{goal: {SET, STICK, EDGE} for goal in (LEFT, RIGHT, UP, DOWN)},
     **{goal: {SET, CORNER, MEET, *ways} for goal, ways in CORNERS.items()},    # "up into the top left corner"
     CENTER: {SET, MEET}, CLUSTER: {SET, MEET, STICK}, VIBRATE: {ACROSS, UPRIGHT},
     ROW: {SET, SHARE, ACROSS, LINE}, COLUMN: {SET, SHARE, UPRIGHT, LINE},
@@ -191,12 +191,19 @@ ENGLISH = [
     (OTHER, r"(speed|slow|calm|settle|shut|give|pick|mix|clean|wake|stir)\w* (\w+ ){0,2}(up|down)"),
     (OTHER, "(turn|chang|paint|colou?r|swap|exchang|replac|delet|remov|eras|renam|resiz|count|copy|creat|duplicat)"
             r"\w*(?= (the )?(VALUE|them|all))|colou?rs?"),
+    (SPREAD, "(grow|enlarge|widen|expand|inflate)\\w*( \\w+)? (group|cloud|swarm|crowd)( of \\w+)?|"
+             "(group|cloud|swarm|crowd)( \\w+){0,2} (bigger|larger|wider)|blow… (group|cloud) up"),
+    (CLUSTER, "(shrink|squash|tighten|compress|contract)\\w*( up)?( \\w+)? (group|cloud|swarm|crowd)( of \\w+| into a small one)?|"
+              "(group|cloud|swarm|crowd)( \\w+){0,2} (smaller|denser|tight|tighter)( and denser)?|knot of \\w+|clump\\w*( up)?"),
     (SPREAD, "(break|split)… up|thin… out|(break|split) up the (group|clump|bunch|pile)|(dissolve|"
              "open) the (cluster|group)"),
     (NOTHING, "scattered (?=(dots|balls|particles))|(bunch|group|set) of|(whole|entire|the|this|that) (group|"
               "bunch|crowd|pile|clump|cluster)"),
     # temperature
     (COOL, "(turn|bring|dial)… (heat|temperature)… (down|off)|(turn|dial|bring) down the (heat|temperature)"),
+    (COOL, "(get )?rid of (the |their |all )*(heat|warmth|thermal energy)|(extract|dissipate)\\w* (\\w+ )?(heat|warmth)"),
+    (COOL, "(let|make|have)( \\w+){0,3} (heat|warmth)( \\w+)? (escape|go|out|leave)|(less|remove|reduce)… thermal energy|"
+           "temperature… (toward|to)s? zero"),
     (COOL, "(take|remove|reduce|drain|quench|kill|ease off on|turn off|los(e|ing))( (?!and)\\w+){0,4} "
            "(heat|warmth|thermal energy)( out of| away from)?|(heat|temperature)… (down|off)"),
     (COOL, r"(lower|drop|reduc|decreas|bring)\w*… (temperature|thermal energy)|drop in temperature|"
@@ -219,12 +226,12 @@ ENGLISH = [
             "(a )?fever"),
     (HEAT, "summer|thermostat"),
     # places
-    (TOP_LEFT, "(top|upper)(most)? ?(hand )?left|leftOF (top|upper)"),
-    (TOP_RIGHT, "(top|upper)(most)? ?(hand )?right|rightOF (top|upper)"),
-    (BOTTOM_LEFT, "(bottom|lower)(most)? ?(hand )?left|leftOF (bottom|lower)"),
-    (BOTTOM_RIGHT, "(bottom|lower)(most)? ?(hand )?right|rightOF (bottom|lower)"),
+    (TOP_LEFT, "(top|upper)(most)? ?(hand )?left|leftOF (top|upper)|north[- ]?west(ern|ward)?"),
+    (TOP_RIGHT, "(top|upper)(most)? ?(hand )?right|rightOF (top|upper)|north[- ]?east(ern|ward)?"),
+    (BOTTOM_LEFT, "(bottom|lower)(most)? ?(hand )?left|leftOF (bottom|lower)|south[- ]?west(ern|ward)?"),
+    (BOTTOM_RIGHT, "(bottom|lower)(most)? ?(hand )?right|rightOF (bottom|lower)|south[- ]?east(ern|ward)?"),
     (CORNER, "corners?"), (EDGE, "(very )?(edge|end|border)"),
-    (CENTER, "(closer? to the (very )?)?(center(ed)?|centred?|middle)"),
+    (CENTER, "(closer? to the (very )?)?(center(ed)?|centred?|middle|midpoint|bullseye|heart of)"),
     # lines
     (COLUMN, "one (above|below|over|on top of) (the other|another)|column|vertical row"),
     (ROW, "side by side|(at|to) the same height|row"),
@@ -242,7 +249,7 @@ ENGLISH = [
               r"explo\w+|dissolv\w+"),
     (SPREAD, r"(wide(r)?, nice and )?wider?|repel\w*|loosen\w*…( up)?|part ways|(own|separate) ways?|(fill|"
               "cover) the whole screen"),
-    (SPREAD, "let… breathe|outwards?"),
+    (SPREAD, "let… breathe|outwards?|unclump\\w*|puff… out|blow… up|unfold\\w*|fills? (up )?the (whole )?screen"),
     (SHARE, r"distribut\w*"),
     (CLUSTER, r"(bunch|clump|huddle|pile|group|gather)\w*… (up|round)|closer?( (to (each other|one another)|in|"
                "together))?"),
@@ -264,10 +271,10 @@ ENGLISH = [
     # directions
     (NOTHING, "one another|each other"),
     (RAISE, r"add(ed)?|plus|gain\w*|another|extra|increas\w*|boost\w*|climb\w*"),
-    (LEFT, "left(wards?)?"),
-    (RIGHT, "right(wards?)?"),
-    (UP, "up(wards?|per)?|higher|top|lift|raise|raising|rise|rising"),
-    (DOWN, "down(wards?)?|lower|bottom|drop|sink"),
+    (LEFT, "left(wards?)?|(due )?west(ern|wards?)?"),
+    (RIGHT, "right(wards?)?|(due )?east(ern|wards?)?"),
+    (UP, "(due )?north(ern|wards?)?|up(wards?|per)?|higher|top|lift|raise|raising|rise|rising"),
+    (DOWN, "(due )?south(ern|wards?)?|down(wards?)?|lower|bottom|drop|sink"),
     (OTHER, r"(turn|rotat|spin|flip|circ|orbit|speed|temperature|charge|mass|gravity|remov|delet|"
              r"shape)(?!les?\b)\w*"),
     (OTHER, r"and( [\w']+){3,}(?=$|,)|(?:(?<=^)|(?<=, ))([\w']+ ){3,}and"),      # nothing that is understood
@@ -336,8 +343,8 @@ KOREAN = [
     (COOL, r"온도…(낮|내[려리]|떨[어구궈]|줄[여이]|하강)|(낮춰|내려)( \w+)?, (\w+ )?온도"),
     (COOL, r"\b열기?…(빼|뺏|식|내[려리보]|없|가라앉)|\b식[혀히어었게도]|\b얼[리려어었게음]|\b춥|냉[동장기]|"
             "에어컨|찬물|부채질"),
-    (COOL, r"차갑게|차가[워웠]|시원|냉각|서늘|싸늘|차디"),
-    (HEAT, r"온도…(올[려리라랐]|높|상승|증가|플러스|오르|끌어올)|(높여|올려)( \w+)?, (\w+ )?온도|온도에"),
+    (COOL, r"(온기|따뜻함|열에너지|열)[을를]? ?(다 )?(없애|제거|걷어|빼|줄[여이]|뺏|빼앗)|온도를 (영|0)에|차갑게|차가[워웠]|시원|냉각|서늘|싸늘|차디"),
+    (HEAT, r"(온기|열에너지|열)[을를]? ?(더[해하]|불어넣|공급|늘[려리])|온도…(올[려리라랐]|높|상승|증가|플러스|오르|끌어올)|(높여|올려)( \w+)?, (\w+ )?온도|온도에"),
     (HEAT, r"\b열…(가[해하]|더[해하]|넣|올[려리])|열에너지|가열|\b데[워우울웠]|\b덥[혀히게]|\b달[궈구]|달아오|"
             "더웠|난방|고온"),
     (HEAT, r"\b불…(올[려리]|지[펴피]|때|넣|쬐)|뜨겁게|뜨거[워웠우]|뜨끈|따뜻|따끈|후끈|\b끓|\b구[워우]|익[혀히]|"
@@ -352,10 +359,10 @@ KOREAN = [
     (UPRIGHT, r"세로|수직|위아래|상하|기둥"),
     (SET, r"세[우워웠]|놓|놔|맞[추춰]|배치|똑바로"),
     # places
-    (TOP_LEFT, r"L( |의 )?T|T( |의 )?L|좌상단?"),
-    (TOP_RIGHT, r"R( |의 )?T|T( |의 )?R|우상단?"),
-    (BOTTOM_LEFT, r"L( |의 )?B|B( |의 )?L|좌하단?"),
-    (BOTTOM_RIGHT, r"R( |의 )?B|B( |의 )?R|우하단?"),
+    (TOP_LEFT, r"L( |의 )?T|T( |의 )?L|좌상단?|북서쪽?"),
+    (TOP_RIGHT, r"R( |의 )?T|T( |의 )?R|우상단?|북동쪽?"),
+    (BOTTOM_LEFT, r"L( |의 )?B|B( |의 )?L|좌하단?|남서쪽?"),
+    (BOTTOM_RIGHT, r"R( |의 )?B|B( |의 )?R|우하단?|남동쪽?"),
     (CORNER, r"구석(?!구석)|모서리|코너|귀퉁이|모퉁이"),
     (EDGE, r"(?<=쪽) ?끝"),
     (NOTHING, "벽…(에 )?가까[이워]"),
@@ -366,7 +373,8 @@ KOREAN = [
               r"흐트|퍼[뜨트지져졌]|\b벌[려리렸어]|분산"),
     (SPREAD, r"떨어[뜨트지져졌]|띄엄|멀[리찍어었]|사방|넓[게히]|널리|뿔뿔이|뿌[리려]|펼[쳐치]|해산|헤[쳐치]|갈라|"
               "떼어|떼 놔|(덩어리를 |떡 진 것 좀 )?풀[어고]|밀어내게|깔아"),
-    (SPREAD, r"밀쳐|터져"),
+    (SPREAD, r"밀쳐|터져|듬성듬성|부풀[려리]|(무리|떼|구름)[를을가이]? ?(더 |크게 |넓게 )*(넓|키[워우]|펼|부풀)|화면을 꽉 채우"),
+    (CLUSTER, r"(무리|떼|구름)[를을가이]? ?(더 |작게 |조그맣게 |바짝 )*(좁|줄[여이]|오므|조[여이]|만들)|오밀조밀|조밀"),
     (CLUSTER, r"(간격|사이|거리)…(좁|줄)|모[아여으음이였]|뭉[치쳐쳤]|똘똘|덩어리|무더기|더미|무리|옹기종기|"
                "다닥다닥|밀집|군집|집[합결]|합[쳐치]"),
     (CLUSTER, r"한 ?곳|한 ?군데|\b한 ?데\b|한자리|가까[이워웠우]|가깝|빽빽|끌어당기|서로…끌리|서로에게 끌|맞닿|"
@@ -379,8 +387,8 @@ KOREAN = [
     (LEFT, "L"),
     (RIGHT, "R"),
     (RAISE, r"더[해하]|플러스|증가|오르|올랐|높[이여게]|상승|끌어올"),
-    (UP, r"위로|위쪽|윗쪽|위에|(더|맨|좀) 위\b|상단|꼭대기|올[려리라]|띄[워우]|떠[오올]"),
-    (DOWN, r"아래|밑(으로|에|쪽|\b)|하단|(?<!손)바닥(?! 쓸)|내[려리]|가라앉|하강"),
+    (UP, r"북쪽|위로|위쪽|윗쪽|위에|(더|맨|좀) 위\b|상단|꼭대기|올[려리라]|띄[워우]|떠[오올]"),
+    (DOWN, r"남쪽|아래|밑(으로|에|쪽|\b)|하단|(?<!손)바닥(?! 쓸)|내[려리]|가라앉|하강"),
     (OTHER, r"온도|속도|빠르기|크기|\b색|전하|질량|중력|소리|밝기|추가|삭제|지워|없애|바꿔 칠|칠해"),
     (OTHER, r"돌[려리]|회전|원형|동그(?!라미)|둥글|모양"),
     (OTHER, r"(?:(?<=^)|(?<=, ))[\w ]*(?<!끌)(?<!데리)(?<!몰)(?<!밀)(?<!들)(?<!잡)(?<!가지)고(?= )"),
@@ -396,7 +404,7 @@ SHORTHAND = {
            "NUM": rf"(\d+|({'|'.join(TENS)})( ({'|'.join(ONES[:9])}))?|{'|'.join(ONES)})",
            "VALUE": VALUE, "SIDE": "(left|right|up|down)"},
     "ko": {"…": "[를을가이도]?( (더|좀|조금|많이|확|쭉|다|쑥|뚝|팍|살짝만|서로))* ?",
-           "L": "(왼쪽|왼편|좌측)", "R": "(오른쪽|오른편|우측)",
+           "L": "(왼쪽|왼편|좌측|서쪽)", "R": "(오른쪽|오른편|우측|동쪽)",
            "T": "(맨 ?)?(위쪽|윗쪽|위(?!치)|상단|꼭대기)", "B": "(맨 ?)?(아래쪽|아래|하단|밑쪽|밑)",
            "VALUE": VALUE, "COL": _NAMES[1], "N": "(입자|알갱이|공|점|구슬|동그라미|녀석|것|거|애)들?",
            "NUM": rf"(\d+|(?=[{DIGITS}십백])([{DIGITS}]?백)?([{DIGITS}]?십)?[{DIGITS}]?)"},

@@ -126,23 +126,23 @@ def test_summary_by_hand():
 CORNERS = {"top_left": (14.08, 14.08), "top_right": (49.92, 14.08), "bottom_left": (14.08, 49.92),
            "bottom_right": (49.92, 49.92)}
 EDGES = [
-    # 0.22 W = 14.08 along, 0.08 W = 5.12 aside
+    # 0.22 W = 14.08 along, a fifth of that, 2.816, aside
     ("push(direction=left)", {"centroid": (17.91, 32)}, {"centroid": (17.93, 32)}),
     ("push(direction=right)", {"centroid": (46.09, 32)}, {"centroid": (46.07, 32)}),
     ("push(direction=up)", {"centroid": (32, 17.91)}, {"centroid": (32, 17.93)}),
     ("push(direction=down)", {"centroid": (32, 46.09)}, {"centroid": (32, 46.07)}),
-    ("push(direction=left)", {"centroid": (10, 37.11)}, {"centroid": (10, 37.13)}),
-    ("push(direction=right)", {"centroid": (50, 26.89)}, {"centroid": (50, 26.87)}),
-    ("push(direction=up)", {"centroid": (26.89, 10)}, {"centroid": (26.87, 10)}),
-    ("push(direction=down)", {"centroid": (37.11, 50)}, {"centroid": (37.13, 50)}),
+    ("push(direction=left)", {"centroid": (10, 34.81)}, {"centroid": (10, 34.82)}),
+    ("push(direction=right)", {"centroid": (50, 29.19)}, {"centroid": (50, 29.18)}),
+    ("push(direction=up)", {"centroid": (29.19, 10)}, {"centroid": (29.18, 10)}),
+    ("push(direction=down)", {"centroid": (34.81, 50)}, {"centroid": (34.82, 50)}),
     ("push(direction=left)", {"centroid": (17, 32)}, {"centroid": (47, 32)}),          # not the other way
-    # spread 0.6 * 10 = 6 = |(3.6, 4.8)|, and 2 * 10 = 20 = |(12, 16)|
+    # spread 0.6 * 10 = 6 = |(3.6, 4.8)|, and 0.42 W = 26.88 = |(16.128, 21.504)|
     ("cluster()", {"extent": (3.599, 4.799)}, {"extent": (3.601, 4.801)}),
-    ("spread()", {"extent": (12.001, 16.001)}, {"extent": (11.999, 15.999)}),
+    ("spread()", {"extent": (16.129, 21.505)}, {"extent": (16.127, 21.503)}),
     ("heat()", {"temperature": 7.001}, {"temperature": 6.999}),                        # 4 + 3
-    ("cool()", {"temperature": 0.999}, {"temperature": 1.001}),                        # 4 / 4
-    ("vibrate()", {"speed": 2.001}, {"speed": 1.999}),
-    ("vibrate()", {"speed": 3, "centroid": (38.39, 32)}, {"speed": 3, "centroid": (38.41, 32)}),       # 0.1 W = 6.4
+    ("cool()", {"temperature": 0.799}, {"temperature": 0.801}),                        # 0.2 * 4
+    ("vibrate()", {"speed": 2.501}, {"speed": 2.499}),
+    ("vibrate()", {"speed": 3, "centroid": (37.11, 32)}, {"speed": 3, "centroid": (37.13, 32)}),       # 0.08 W = 5.12
     ("vibrate()", {"speed": 3, "extent": (8.99, 11.99)}, {"speed": 3, "extent": (9.01, 12.01)}),       # 15 = |(9,12)|
     ("move_to(region=center)", {"centroid": (32, 35.83)}, {"centroid": (32, 35.85)}),                  # 0.06 W = 3.84
     *((f"move_to(region={name})", {"centroid": (x + 6.39, y)}, {"centroid": (x + 6.41, y)})            # 0.1 W = 6.4
@@ -156,14 +156,14 @@ EDGES = [
      {"temperature": 4.99}),
     ("cool(to=3)", {"temperature": 2.999}, {"temperature": 3.001}), ("cool(by=1)", {"temperature": 3},
      {"temperature": 3.01}),
-    # the particles of the start lie at (10,10), (40,50), (20,20); 0.15 W = 9.6
+    # the particles of the start lie at (10,10), (40,50), (20,20); 0.12 W = 7.68
     ("move_to(id=0, x>48)", {"positions": [(48.01, 3), (0, 0), (0, 0)]}, {"positions": [(47.99, 3), (60, 0), (60, 0)]}),
     ("move_to(id=2, x<16, y>48)", {"positions": [(0, 0), (0, 0), (15.9, 48.1)]},
      {"positions": [(0, 0), (0, 0), (15.9, 47.9)]}),
-    ("move_toward(0, 2)", {"positions": [(10, 10), (0, 0), (10, 19.5)]}, {"positions": [(10, 10), (0, 0), (10, 19.7)]}),
-    # particles 0 and 2 are 10 sqrt(2) apart, their spread is half of that: 0.6 of it is reached 6 sqrt(2) apart
-    ("cluster(ids=[0,2])", {"positions": [(10, 10), (64, 64), (15.99, 15.99)]},
-     {"positions": [(10, 10), (10, 10), (16.01, 16.01)]}),
+    ("move_toward(0, 2)", {"positions": [(10, 10), (0, 0), (10, 17.6)]}, {"positions": [(10, 10), (0, 0), (10, 17.7)]}),
+    # particles 0 and 2 are 10 sqrt(2) apart, their spread is half of that: 0.36 of it is reached 3.6 sqrt(2) apart
+    ("cluster(ids=[0,2])", {"positions": [(10, 10), (64, 64), (13.59, 13.59)]},
+     {"positions": [(10, 10), (10, 10), (13.61, 13.61)]}),
 ]
 
 
@@ -206,8 +206,8 @@ def test_reward_by_hand(goal, before, now, wanted):
 
 @pytest.mark.parametrize(("goal", "at", "beyond"), [
     ("push(direction=left)", {"centroid": (17.92, 50)}, {"centroid": (8, 50)}),     # slantwise: not reached, nor paid
-    ("cluster()", {"extent": (3.6, 4.8)}, {"extent": (1, 1)}), ("spread()", {"extent": (12, 16)}, {"extent": (20, 20)}),
-    ("heat()", {"temperature": 7}, {"temperature": 9}), ("cool()", {"temperature": 1}, {"temperature": 0}),
+    ("cluster()", {"extent": (3.6, 4.8)}, {"extent": (1, 1)}), ("spread()", {"extent": (16.128, 21.504)}, {"extent": (24, 24)}),
+    ("heat()", {"temperature": 7}, {"temperature": 9}), ("cool()", {"temperature": 0.8}, {"temperature": 0}),
     ("move_to(region=center)", {"centroid": (32, 35.84)}, {"centroid": (32, 32)}),
     ("align(axis=horizontal)", {"extent": (3, 4.48)}, {"extent": (3, 2)})])
 def test_going_on_beyond_the_target_pays_nothing(goal, at, beyond):
@@ -216,7 +216,7 @@ def test_going_on_beyond_the_target_pays_nothing(goal, at, beyond):
 
 
 def test_faster_than_needed_pays_no_more():
-    np.testing.assert_allclose(G.reward(Goal("vibrate"), state(speed=9), state(), state(), SIZE), [0.02])
+    np.testing.assert_allclose(G.reward(Goal("vibrate"), state(speed=9), state(), state(), SIZE), [0.025])
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=ids)

@@ -213,7 +213,7 @@ def test_a_chain_ends_at_the_first_goal_missed():
                 actions[b] = expert.noop_actions(worlds)[b]
         return actions[running]
 
-    chain = particles._chain(lambda n: Worlds(n), act, 8, 3)
+    chain = particles._chain(lambda n: Worlds(n), act, 8, 8)
     assert chain["mean"] == 3.5 and [link["k"] for link in chain["links"]] == [8, 8, 4, 4, 4]
 
 
