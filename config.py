@@ -28,18 +28,18 @@ class ConfigError(ValueError):
 
 # What a value must be: (type, in words, as a test). The rule of a list is that of its items.
 BOOL = (bool, 'True or False', lambda v: True)
-TEXT = (str, 'a string', lambda v: True)
-NAME = (str, 'a string that is not empty', str.strip)
-NUMBER = (float, 'a number', lambda v: True)
+STR = (str, 'a string', lambda v: True)
+NON_EMPTY_STR = (str, 'a string that is not empty', str.strip)
+FLOAT = (float, 'a number', lambda v: True)
 POSITIVE = (float, 'a number above 0', lambda v: v > 0)
-NOT_NEGATIVE = (float, 'a number from 0 up', lambda v: v >= 0)
-SHARE = (float, 'a number from 0 to 1', lambda v: 0 <= v <= 1)
-BELOW_1 = (float, 'a number from 0 to below 1', lambda v: 0 <= v < 1)
-INSIDE = (float, 'a number above 0 and below 1', lambda v: 0 < v < 1)
-NATURAL = (int, 'a whole number from 0 up', lambda v: v >= 0)
-FEW = (int, 'a whole number from 0 to 256', lambda v: 0 <= v <= 256)
-COUNT = (int, 'a whole number from 1 up', lambda v: v >= 1)
-CROWD = (int, 'a whole number from 1 to 256', lambda v: 1 <= v <= 256)
+NON_NEGATIVE = (float, 'a number from 0 up', lambda v: v >= 0)
+UNIT = (float, 'a number from 0 to 1', lambda v: 0 <= v <= 1)
+BELOW_ONE = (float, 'a number from 0 to below 1', lambda v: 0 <= v < 1)
+OPEN_UNIT = (float, 'a number above 0 and below 1', lambda v: 0 < v < 1)
+NON_NEGATIVE_INT = (int, 'a whole number from 0 up', lambda v: v >= 0)
+ZERO_TO_256 = (int, 'a whole number from 0 to 256', lambda v: 0 <= v <= 256)
+POSITIVE_INT = (int, 'a whole number from 1 up', lambda v: v >= 1)
+ONE_TO_256 = (int, 'a whole number from 1 to 256', lambda v: 1 <= v <= 256)
 PIXELS = (int, 'a whole number from 16 up', lambda v: v >= 16)  # the largest particle is 10 wide
 AREA = (int, 'a whole number from 0 to 4194304', lambda v: 0 <= v <= 2**22)
 SEED = (int, 'a whole number from 0 to 2**32 - 1', lambda v: 0 <= v < 2**32)  # numpy's bound, below torch's
@@ -54,7 +54,7 @@ LORA_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj']
 SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU runs with Qwen2-VL-2B
     'seed': (0, SEED, 'every random number of a run follows from it'),
     'device': ('auto', one_of('auto', 'cpu', 'cuda', 'mps'), 'where the model runs'),
-    'model.vlm.name': ('Qwen/Qwen2-VL-2B-Instruct', NAME, 'hub name, local folder or known configuration'),
+    'model.vlm.name': ('Qwen/Qwen2-VL-2B-Instruct', NON_EMPTY_STR, 'hub name, local folder or known configuration'),
     'model.vlm.init': ('pretrained', one_of('pretrained', 'random'), 'where the weights come from'),
     'model.vlm.dtype': ('auto', one_of('auto', 'float32', 'bfloat16', 'float16'), 'type of its weights'),
     'model.vlm.attention': ('sdpa', one_of('sdpa', 'eager', 'flash_attention_2'), 'how attention is computed'),
@@ -62,84 +62,95 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'model.vlm.load_in_4bit': (False, BOOL, 'frozen weights in 4 bits (QLoRA); wants bitsandbytes'),
     'model.vlm.gradient_checkpointing': (False, BOOL, 'less memory: activations are computed again going backward'),
     'model.vlm.use_lora': (True, BOOL, 'train low-rank adapters in place of the whole backbone'),
-    'model.vlm.lora_r': (16, COUNT, 'rank of the adapters'),
-    'model.vlm.lora_alpha': (32, COUNT, 'scale of the adapters; they count alpha / r'),
-    'model.vlm.lora_dropout': (0.05, BELOW_1, 'dropout before the adapters, share'),
-    'model.vlm.lora_targets': (LORA_TARGETS, NAME, 'names of the adapted layers'),
-    'model.heads.hidden': ([512, 192], COUNT, 'widths of the action trunk\'s layers'),
+    'model.vlm.lora_r': (16, POSITIVE_INT, 'rank of the adapters'),
+    'model.vlm.lora_alpha': (32, POSITIVE_INT, 'scale of the adapters; they count alpha / r'),
+    'model.vlm.lora_dropout': (0.05, BELOW_ONE, 'dropout before the adapters, share'),
+    'model.vlm.lora_targets': (LORA_TARGETS, NON_EMPTY_STR, 'names of the adapted layers'),
+    'model.heads.hidden': ([512, 192], POSITIVE_INT, 'widths of the action trunk\'s layers'),
     'model.heads.init_std': (0.135, POSITIVE, 'first std of a continuous parameter, share of its range'),
     'train.lr': (1e-4, POSITIVE, 'learning rate of the backbone or its adapters in PPO, the peak'),
     'train.head_lr': (1e-3, POSITIVE, 'learning rate of the action head in PPO, the peak'),
     'train.value_lr': (1e-3, POSITIVE, 'learning rate of the critic in PPO, the peak'),
-    'train.batch_size': (8, COUNT, 'samples per update, of all processes'),
-    'train.accumulate': (1, COUNT, 'parts that a batch is computed in, one after the other, to save memory'),
-    'train.weight_decay': (0.0, NOT_NEGATIVE, 'decoupled weight decay'),
+    'train.batch_size': (8, POSITIVE_INT, 'samples per update, of all processes'),
+    'train.grad_accum_steps': (1, POSITIVE_INT, 'parts that a batch is computed in, one after the other, to save memory'),
+    'train.weight_decay': (0.0, NON_NEGATIVE, 'decoupled weight decay'),
     'train.max_grad_norm': (1.0, POSITIVE, 'gradients are clipped to this norm'),
     'train.lr_schedule': ('linear', one_of('constant', 'linear', 'cosine'), 'how learning rates fall to 0'),
-    'train.output_dir': ('checkpoints', NAME, 'folder of checkpoints and logs'),
-    'train.resume': ('', TEXT, 'state file to go on from'),
-    'train.save_every': (10, COUNT, 'chunks of cloning, or PPO iterations, between resumable saves'),
-    'train.keep_last': (2, COUNT, 'how many of these saves are kept'),
-    'train.threads': (0, FEW, 'torch threads; 0: as torch chooses'),
-    'vlm.reading_samples': (0, NATURAL, 'sentences read, without pictures, before cloning'),
-    'vlm.bc_epochs': (0, NATURAL, 'behaviour cloning: passes over the demonstrations'),
-    'vlm.bc_samples': (20000, COUNT, 'demonstration pairs per pass, made fresh from the simulator'),
-    'vlm.bc_lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
-    'vlm.bc_perturb': (0.3, SHARE, 'share of demonstration steps preceded by random actions'),
-    'vlm.bc_relabel': (0.5, SHARE, 'share of pairs that ask for another goal in the same state'),
-    'vlm.bc_episodes': (0, NATURAL, 'demonstrations kept in the run\'s folder; 0: fresh ones, each seen once'),
-    'vlm.bc_data': ('', TEXT, 'demonstrations to clone, a file or folder, in place of making some'),
-    'vlm.bc_policy': (0.0, SHARE, 'share of the later demonstrations that the policy acts and the expert labels'),
-    'vlm.bc_subword_dropout': (0.0, BELOW_1, 'cloning and reading: share of places where words are cut at random'),
-    'vlm.ppo_epochs': (10, NATURAL, 'rollout-and-update iterations'),
-    'vlm.rollout_steps': (256, COUNT, 'steps per environment and rollout'),
-    'rl.clip_ratio': (0.2, INSIDE, 'PPO clips the probability ratio to 1 -/+ this'),
-    'rl.gamma': (0.99, SHARE, 'discount per step'),
-    'rl.gae_lambda': (0.95, SHARE, 'decay of GAE\'s sum of errors per step'),
-    'rl.ppo_epochs': (4, COUNT, 'passes over one rollout'),
-    'rl.value_coef': (0.5, NOT_NEGATIVE, 'weight of the value loss'),
-    'rl.entropy_coef': (0.01, NOT_NEGATIVE, 'weight of the entropy bonus'),
+    'train.output_dir': ('checkpoints', NON_EMPTY_STR, 'folder of checkpoints and logs'),
+    'train.resume': ('', STR, 'state file to go on from'),
+    'train.save_every': (10, POSITIVE_INT, 'chunks of cloning, or PPO iterations, between resumable saves'),
+    'train.keep_checkpoints': (2, POSITIVE_INT, 'how many of these saves are kept'),
+    'train.threads': (0, ZERO_TO_256, 'torch threads; 0: as torch chooses'),
+    'parser.samples': (0, NON_NEGATIVE_INT, 'sentences read, without pictures, before cloning'),
+    'bc.epochs': (0, NON_NEGATIVE_INT, 'behaviour cloning: passes over the demonstrations'),
+    'bc.samples': (20000, POSITIVE_INT, 'demonstration pairs per pass, made fresh from the simulator'),
+    'bc.lr': (1e-3, POSITIVE, 'learning rate of behaviour cloning, the peak'),
+    'bc.action_noise': (0.3, UNIT, 'share of demonstration steps preceded by random actions'),
+    'bc.relabel': (0.5, UNIT, 'share of pairs that ask for another goal in the same state'),
+    'bc.episodes': (0, NON_NEGATIVE_INT, 'demonstrations kept in the run\'s folder; 0: fresh ones, each seen once'),
+    'bc.data': ('', STR, 'demonstrations to clone, a file or folder, in place of making some'),
+    'bc.dagger_fraction': (0.0, UNIT, 'share of the later demonstrations that the policy acts and the expert labels'),
+    'bc.bpe_dropout': (0.0, BELOW_ONE, 'cloning and reading: share of places where words are cut at random'),
+    'rl.iterations': (10, NON_NEGATIVE_INT, 'rollout-and-update iterations'),
+    'rl.rollout_steps': (256, POSITIVE_INT, 'steps per environment and rollout'),
+    'rl.clip_ratio': (0.2, OPEN_UNIT, 'PPO clips the probability ratio to 1 -/+ this'),
+    'rl.gamma': (0.99, UNIT, 'discount per step'),
+    'rl.gae_lambda': (0.95, UNIT, 'decay of GAE\'s sum of errors per step'),
+    'rl.update_epochs': (4, POSITIVE_INT, 'passes over one rollout'),
+    'rl.value_coef': (0.5, NON_NEGATIVE, 'weight of the value loss'),
+    'rl.entropy_coef': (0.01, NON_NEGATIVE, 'weight of the entropy bonus'),
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
-    'rl.critic_warmup': (2, NATURAL, 'first iterations, which train the value head only, in four times the passes'),
+    'rl.critic_warmup': (2, NON_NEGATIVE_INT, 'first iterations, which train the value head only, in four times the passes'),
     'env.world': ('particles', one_of('particles', 'robosuite'), 'what the agent acts in'),
-    'env.num_envs': (8, COUNT, 'environments side by side, of all processes'),
-    'env.max_steps': (32, COUNT, 'time limit of an episode, actions for each of its goals'),
-    'env.goals': ([], NAME, 'goals, or sets: simple, amounts, by_particle, at_once, in_order; empty: the world\'s own'),
-    'env.sentences': ([], NAME, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
-    'env.chain': (0.0, BELOW_1, 'share of training episodes that go on in the world as the one before has left it'),
+    'env.num_envs': (8, POSITIVE_INT, 'environments side by side, of all processes'),
+    'env.max_steps': (32, POSITIVE_INT, 'time limit of an episode, actions for each of its goals'),
+    'env.goals': ([], NON_EMPTY_STR, 'goals, or groups: simple, quantified, per_object, conjunction, sequence; empty: the env\'s own'),
+    'env.instructions': ([], NON_EMPTY_STR, 'files of more sentences to train on, as scripts/generate_training_data.py writes'),
+    'env.continue_prob': (0.0, BELOW_ONE, 'share of training episodes that go on in the world as the one before has left it'),
     'world.width': (64, PIXELS, 'pixels'),
     'world.height': (64, PIXELS, 'pixels'),
     'world.n_particles': (8, (int, 'a whole number from 2 to 256', lambda v: 2 <= v <= 256), 'particles at the start'),
-    'world.max_particles': (50, CROWD, 'particles at most'),
-    'physics.gravity_y': (0.0, NUMBER, 'acceleration downwards, pixels per dt^2'),
-    'physics.restitution': (0.8, SHARE, 'speed kept in a collision, share'),
-    'physics.em_force_strength': (5.0, NOT_NEGATIVE, 'strength of the force between charges'),
+    'world.max_particles': (50, ONE_TO_256, 'particles at most'),
+    'physics.gravity_y': (0.0, FLOAT, 'acceleration downwards, pixels per dt^2'),
+    'physics.restitution': (0.8, UNIT, 'speed kept in a collision, share'),
+    'physics.em_force_strength': (5.0, NON_NEGATIVE, 'strength of the force between charges'),
     'physics.em_force_radius': (15.0, POSITIVE, 'reach of the force between charges, pixels'),
-    'physics.substeps': (3, COUNT, 'substeps per step'),
+    'physics.substeps': (3, POSITIVE_INT, 'substeps per step'),
     'physics.dt': (1.0, (float, 'a number from 0.01 to 100', lambda v: 0.01 <= v <= 100), 'time per step'),
-    'physics.vibration_scale': (0.5, NOT_NEGATIVE, 'how far temperature shakes positions'),
-    'physics.heat_dissipation': (0.02, SHARE, 'temperature lost to the surroundings per step, share'),
-    'physics.thermal_radiation_rate': (0.01, NOT_NEGATIVE, 'heat radiated to near particles per step'),
-    'physics.thermal_conduction': (1.0, NOT_NEGATIVE, 'heat conducted between touching particles per step'),
+    'physics.vibration_scale': (0.5, NON_NEGATIVE, 'how far temperature shakes positions'),
+    'physics.heat_dissipation': (0.02, UNIT, 'temperature lost to the surroundings per step, share'),
+    'physics.thermal_radiation_rate': (0.01, NON_NEGATIVE, 'heat radiated to near particles per step'),
+    'physics.thermal_conduction': (1.0, NON_NEGATIVE, 'heat conducted between touching particles per step'),
     'physics.thermal_radiation_radius': (10.0, POSITIVE, 'reach of that radiation, pixels'),
     'robosuite.task': ('PickPlaceCan', one_of('Lift', 'PickPlaceCan', 'NutAssemblySquare'), 'the scene'),
-    'robosuite.robot': ('Panda', NAME, 'the arm'),
-    'robosuite.cameras': (['robot0_eye_in_hand'], NAME, 'cameras, whose pictures are seen side by side'),
+    'robosuite.robot': ('Panda', NON_EMPTY_STR, 'the arm'),
+    'robosuite.cameras': (['robot0_eye_in_hand'], NON_EMPTY_STR, 'cameras, whose pictures are seen side by side'),
     'robosuite.resolution': (84, PIXELS, 'sides of each picture, pixels'),
-    'robosuite.control_freq': (20, COUNT, 'control steps per second'),
+    'robosuite.control_freq': (20, POSITIVE_INT, 'control steps per second'),
     'robosuite.action_space': ('discrete', one_of('discrete', 'continuous'), '8 named actions, or a 7-vector'),
-    'robosuite.action_repeat': (1, COUNT, 'control steps that an action is held for'),
-    'robosuite.gripper_repeat': (1, COUNT, 'the same of opening and closing the gripper, of the named actions'),
+    'robosuite.action_repeat': (1, POSITIVE_INT, 'control steps that an action is held for'),
+    'robosuite.gripper_repeat': (1, POSITIVE_INT, 'the same of opening and closing the gripper, of the named actions'),
     'robosuite.proprioception': (False, BOOL, 'the policy also knows where its hand and fingers are'),
     'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
-    'eval.episodes': (512, COUNT, 'episodes per evaluation'),
+    'eval.episodes': (512, POSITIVE_INT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
     'eval.baselines': (True, BOOL, 'the report has no-op, random and expert too, as scripts/evaluate.py does'),
-    'eval.every': (10, NATURAL, 'PPO iterations between evaluations; 0: never'),
+    'eval.every': (10, NON_NEGATIVE_INT, 'PPO iterations between evaluations; 0: never'),
     'log.wandb': ('disabled', one_of('disabled', 'online', 'offline'), 'Weights & Biases'),
-    'log.project': ('flexibleworld', NAME, 'its project'),
-    'log.run_name': ('', TEXT, 'its run; empty: as it chooses'),
+    'log.project': ('flexibleworld', NON_EMPTY_STR, 'its project'),
+    'log.run_name': ('', STR, 'its run; empty: as it chooses'),
 }
+# The spelling of older checkpoints and scripts, still accepted: there, vlm.ppo_epochs counted iterations.
+OLD_KEYS = {
+    'vlm.reading_samples': 'parser.samples', 'vlm.bc_epochs': 'bc.epochs', 'vlm.bc_samples': 'bc.samples',
+    'vlm.bc_lr': 'bc.lr', 'vlm.bc_perturb': 'bc.action_noise', 'vlm.bc_relabel': 'bc.relabel',
+    'vlm.bc_episodes': 'bc.episodes', 'vlm.bc_data': 'bc.data', 'vlm.bc_policy': 'bc.dagger_fraction',
+    'vlm.bc_subword_dropout': 'bc.bpe_dropout', 'vlm.ppo_epochs': 'rl.iterations',
+    'vlm.rollout_steps': 'rl.rollout_steps', 'rl.ppo_epochs': 'rl.update_epochs',
+    'train.accumulate': 'train.grad_accum_steps', 'train.keep_last': 'train.keep_checkpoints',
+    'env.chain': 'env.continue_prob', 'env.sentences': 'env.instructions',
+}
+OLD_GOAL_GROUPS = {'amounts': 'quantified', 'by_particle': 'per_object', 'at_once': 'conjunction', 'in_order': 'sequence'}
 DEFAULTS = {}
 for _key, (_default, *_) in SETTINGS.items():
     *_groups, _leaf = _key.split('.')
@@ -181,9 +192,9 @@ def vlm_tiny(config):
     config.model.vlm.update(name='vlm_tiny', init='random', use_lora=False, dtype='float32')
     config.model.heads.update(hidden=[128], init_std=0.1)
     config.train.update(batch_size=64, lr=2e-5, head_lr=1e-4, value_lr=3e-3, threads=1)  # a second one makes it slower
-    config.vlm.update(reading_samples=30000, bc_epochs=1, bc_samples=60000, bc_lr=1.5e-3, bc_subword_dropout=0.05,
-                      ppo_epochs=14, rollout_steps=32)
-    config.rl.update(ppo_epochs=1, entropy_coef=0.001, gamma=0.9, gae_lambda=0.8)
+    config.parser.samples = 30000
+    config.bc.update(epochs=1, samples=60000, lr=1.5e-3, bpe_dropout=0.05)
+    config.rl.update(iterations=14, rollout_steps=32, update_epochs=1, entropy_coef=0.001, gamma=0.9, gae_lambda=0.8)
     config.env.num_envs = 64
 
 
@@ -191,9 +202,9 @@ def vlm_tiny(config):
 def vlm_tiny_long(config):
     """vlm_tiny for the whole goal language, in about an hour"""
     vlm_tiny(config)
-    goals = ['simple', 'by_particle', 'at_once'] * 3 + ['in_order'] * 2 + ['amounts']
-    config.env.update(goals=goals, chain=0.3)
-    config.vlm.update(reading_samples=100000, bc_samples=1000000, ppo_epochs=20)
+    goals = ['simple', 'per_object', 'conjunction'] * 3 + ['sequence'] * 2 + ['quantified']
+    config.env.update(goals=goals, continue_prob=0.3)
+    config.parser.samples, config.bc.samples, config.rl.iterations = 100000, 1000000, 20
 
 
 @preset('model')
@@ -205,28 +216,28 @@ def vlm_7b(config):
 @preset('length')
 def vlm_fast(config):
     """quick test: 10 PPO iterations, no behaviour cloning"""
-    config.vlm.update(bc_epochs=0, ppo_epochs=10)
+    config.bc.epochs, config.rl.iterations = 0, 10
 
 
 @preset('length')
 def vlm_full(config):
     """5 epochs of behaviour cloning, then 50 PPO iterations"""
-    config.vlm.update(bc_epochs=5, ppo_epochs=50)
+    config.bc.epochs, config.rl.iterations = 5, 50
 
 
 @preset('length')
 def vlm_long(config):
     """10 epochs of behaviour cloning, then 100 PPO iterations"""
-    config.vlm.update(bc_epochs=10, ppo_epochs=100)
+    config.bc.epochs, config.rl.iterations = 10, 100
 
 
 def _robosuite(config, task, *goals):
     """The second world, with PPO as the system it comes from has it; a tiny model learns in its own way."""
     config.env.update(world='robosuite', goals=list(goals), num_envs=4, max_steps=100)
     config.robosuite.update(task=task, action_repeat=5, gripper_repeat=10, proprioception=True)
-    config.vlm.update(rollout_steps=128, bc_samples=200000, bc_episodes=800, bc_policy=0.5, bc_perturb=0.1,
-                      reading_samples=min(config.vlm.reading_samples, 10000))
-    config.rl.update(clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, ppo_epochs=4, value_coef=0.5, entropy_coef=0.01)
+    config.parser.samples = min(config.parser.samples, 10000)
+    config.bc.update(samples=200000, episodes=800, dagger_fraction=0.5, action_noise=0.1)
+    config.rl.update(rollout_steps=128, clip_ratio=0.2, gamma=0.99, gae_lambda=0.95, update_epochs=4, value_coef=0.5, entropy_coef=0.01)
     config.eval.update(episodes=100, baselines=False)
     if config.model.vlm.name != 'vlm_tiny':
         config.train.update(batch_size=4, lr=3e-5, head_lr=3e-5, value_lr=3e-5)
@@ -238,7 +249,7 @@ def _robosuite(config, task, *goals):
 def robosuite_can(config):
     """a robot arm puts a can into one of two compartments"""
     _robosuite(config, 'PickPlaceCan', 'place_can', 'place_can_near')
-    config.vlm.update(bc_episodes=500, bc_samples=250000)
+    config.bc.update(episodes=500, samples=250000)
 
 
 @preset('world')
@@ -258,15 +269,15 @@ def robosuite_square(config):
 @preset('length')
 def robosuite_quick(config):
     """2,000 steps of PPO after a little cloning, in ten minutes"""
-    config.vlm.update(rollout_steps=64, ppo_epochs=-(-2000 // (64 * config.env.num_envs)),
-                      bc_samples=14000, bc_episodes=min(config.vlm.bc_episodes, 40))
+    config.rl.update(rollout_steps=64, iterations=-(-2000 // (64 * config.env.num_envs)))
+    config.bc.update(samples=14000, episodes=min(config.bc.episodes, 40))
     config.eval.update(episodes=12, every=8)
 
 
 @preset('length')
 def robosuite_full(config):
     """100,000 steps of PPO"""
-    config.vlm.update(rollout_steps=128, ppo_epochs=-(-100000 // (128 * config.env.num_envs)))
+    config.rl.update(rollout_steps=128, iterations=-(-100000 // (128 * config.env.num_envs)))
     config.eval.every = 50
 
 
@@ -310,9 +321,9 @@ def small_sim(config):
 def debug(config):
     """everything small, whatever else is given: does it run at all?"""
     config.train.update(batch_size=8, save_every=1)
-    config.vlm.update(reading_samples=min(config.vlm.reading_samples, 64),
-                      bc_epochs=min(config.vlm.bc_epochs, 1), bc_episodes=min(config.vlm.bc_episodes, 8), bc_samples=64,
-                      ppo_epochs=2, rollout_steps=8)
+    config.parser.samples = min(config.parser.samples, 64)
+    config.bc.update(epochs=min(config.bc.epochs, 1), episodes=min(config.bc.episodes, 8), samples=64)
+    config.rl.update(iterations=2, rollout_steps=8)
     config.env.update(num_envs=4, max_steps=8)
     config.eval.update(episodes=16, every=1)
 
@@ -392,17 +403,17 @@ def _compose(presets, literals, recorded):
 def _reject_contradictions(c):
     """Refuse values that are each fine and together are not."""
     limits = [('world.n_particles', c.world.n_particles, 'world.max_particles', c.world.max_particles)]
-    if c.vlm.ppo_epochs:
-        steps = c.env.num_envs * c.vlm.rollout_steps
-        limits.append(('train.batch_size', c.train.batch_size, 'env.num_envs * vlm.rollout_steps', steps))
-    if c.vlm.bc_epochs:
-        limits.append(('train.batch_size', c.train.batch_size, 'vlm.bc_samples', c.vlm.bc_samples))
+    if c.rl.iterations:
+        steps = c.env.num_envs * c.rl.rollout_steps
+        limits.append(('train.batch_size', c.train.batch_size, 'env.num_envs * rl.rollout_steps', steps))
+    if c.bc.epochs:
+        limits.append(('train.batch_size', c.train.batch_size, 'bc.samples', c.bc.samples))
     for key, value, bound, most in limits:
         if value > most:
             raise ConfigError(f'{key} is {value}, more than {bound}, which is {most}')
     if not c.model.heads.hidden:
         raise ConfigError('model.heads.hidden is empty: give the width of one layer at least, as in [128]')
-    for key, value in (('vlm.bc_episodes', c.vlm.bc_episodes), ('vlm.bc_data', c.vlm.bc_data)):
+    for key, value in (('bc.episodes', c.bc.episodes), ('bc.data', c.bc.data)):
         if value and c.env.world == 'particles':
             raise ConfigError(f'{key} is for the robot arm: leave it out, demonstrations of particles are made fresh')
     for group in {'particles': ['robosuite'], 'robosuite': ['world', 'physics']}[c.env.world]:
@@ -410,8 +421,8 @@ def _reject_contradictions(c):
             if value != DEFAULTS[group][key]:
                 raise ConfigError(f'{group}.{key} says nothing in the world {c.env.world}: leave it out, or the preset '
                                   'that sets it')
-    if c.env.chain and c.env.world != 'particles':
-        raise ConfigError('env.chain is for the particle world: leave it out')
+    if c.env.continue_prob and c.env.world != 'particles':
+        raise ConfigError('env.continue_prob is for the particle world: leave it out')
     if c.model.vlm.load_in_4bit and (c.model.vlm.init == 'random' or not c.model.vlm.use_lora):
         raise ConfigError('model.vlm.load_in_4bit is for pretrained weights that stay as they are: '
                           'give model.vlm.init:=pretrained and model.vlm.use_lora=True with it')
@@ -429,7 +440,8 @@ def _flatten(node, prefix=''):
 
 
 def _known(key):
-    """The key itself, if there is one of this name."""
+    """The key itself, if there is one of this name; of an older spelling today's."""
+    key = OLD_KEYS.get(key, key)
     if key not in SETTINGS:
         raise ConfigError(f'unknown key {key!r}: did you mean {_nearest(key, SETTINGS)}?')
     return key
@@ -468,6 +480,8 @@ def _check(key, value, given):
     if not isinstance(items, (list, tuple)) or not all(_is(kind, item) and holds(item) for item in items):
         raise _misfit(key, given)
     items = [kind(item) for item in items]
+    if key == 'env.goals':
+        items = [OLD_GOAL_GROUPS.get(item, item) for item in items]
     return items if isinstance(default, list) else items[0]
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 SHIPPED, TRAINED = Path(__file__).parent / "checkpoints/vlm_tiny.pt", Path("checkpoints/vlm_best.pt")
 FONT = Path(__file__).parent / "data/fonts/FlexibleWorldSansKR-Regular.ttf"
-PAPER, EDGE, INK, RED = (250, 250, 250), (200, 200, 200), (20, 20, 20), (220, 20, 60)
-SHOWN = 512                     # longest side of a picture in a GIF, pixels
+BACKGROUND, BORDER, TEXT_COLOR, RED = (250, 250, 250), (200, 200, 200), (20, 20, 20), (220, 20, 60)
+MAX_SIDE = 512                     # longest side of a picture in a GIF, pixels
 
 
 # --- GIFs -------------------------------------------------------------------------------------------------------
@@ -41,24 +41,24 @@ def wrap(text, size, width):
     return font, [*lines, text]
 
 
-def draw_frame(image, goal, line, ring=None):
+def draw_frame(image, goal, line, marker=None):
     """One GIF frame: a picture uint8 [H,W,3], the sentence above it, what was done below; a `ring` around a pixel."""
     import numpy as np
     from PIL import Image, ImageDraw
     height, width = image.shape[:2]
-    wide, tall = max(width, SHOWN), max(height, 48)
+    wide, tall = max(width, MAX_SIDE), max(height, 48)
     texts = [(5, *wrap(goal, 18, wide - 12)), (6, *wrap(line, 14, wide - 12))]
     above, below = (32 + (len(lines) - 1) * (font.size + 5) for _, font, lines in texts)
-    frame = Image.new("RGB", (wide, above + tall + below), PAPER)
+    frame = Image.new("RGB", (wide, above + tall + below), BACKGROUND)
     left, top = (wide - width) // 2, above + (tall - height) // 2
     draw = ImageDraw.Draw(frame)
-    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=EDGE)
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=BORDER)
     frame.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top))
     for start, (margin, font, lines) in zip((0, above + tall), texts, strict=True):
         for i, text in enumerate(lines):
-            draw.text((6, start + margin + i * (font.size + 5)), text, INK, font)
-    if ring:
-        x, y = left + ring[0], top + ring[1]
+            draw.text((6, start + margin + i * (font.size + 5)), text, TEXT_COLOR, font)
+    if marker:
+        x, y = left + marker[0], top + marker[1]
         for colour, extra in (((255, 255, 255), 2), (RED, 0)):
             draw.circle((x, y), 14 + extra, outline=colour, width=4 + 2 * extra)
             draw.circle((x, y), 2 + extra, fill=colour)
@@ -72,7 +72,7 @@ def save_gif(scenes, path, milliseconds=140):
     sizes = [frame.size for scene in scenes for frame in scene]
     frames = []
     for frame in (frame for scene in scenes for frame in scene):
-        frames.append(Image.new("RGB", (max(width for width, _ in sizes), max(height for _, height in sizes)), PAPER))
+        frames.append(Image.new("RGB", (max(width for width, _ in sizes), max(height for _, height in sizes)), BACKGROUND))
         frames[-1].paste(frame)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -88,83 +88,83 @@ class Step:
     """One step of an episode: the action in `words`, a `note` on how it went, what the model has `understood` (words
     of the goal language), the `frame` after it, when deciding `began` and when it was `decided` (time.perf_counter),
     and of the last step the episode's `outcome`."""
-    words: str
+    action_text: str
     note: str
-    understood: list
+    parsed_goal: list
     frame: object
     began: float
     decided: float
     outcome: str
 
 
-def play(env, policy, obs, deterministic=True):
+def run_episode(env, policy, obs, deterministic=True):
     """An episode of one world (see simulator.worlds) from its first observation on: yields each Step."""
     goal, outcome, k = obs["goal"], "", 0
     while not outcome:
         began = time.perf_counter()
-        body = {"proprio": obs["proprio"][None]} if "proprio" in obs else {}
-        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=deterministic, **body)
+        inputs = {"proprio": obs["proprio"][None]} if "proprio" in obs else {}
+        actions, _, output = policy.sample_action(obs["image"][None], [goal], deterministic=deterministic, **inputs)
         action, decided = actions[0].cpu().numpy(), time.perf_counter()
         obs, _, terminated, truncated, info = env.step(action)
-        words, note, k = env.describe(action), info["note"], k + 1
+        action_text, note, k = env.describe(action), info["note"], k + 1
         if terminated or truncated:
-            reached = f"{'reached' if info['success'] else 'not reached'} in {k} steps"
-            outcome = reached if info["goal"] else "not scored"
-        line = f"{k}: {words}" + (f" [{note}]" if note else "") + (f": {outcome}" if outcome else "")
+            outcome_text = f"{'reached' if info['success'] else 'not reached'} in {k} steps"
+            outcome = outcome_text if info["goal"] else "not scored"
+        line = f"{k}: {action_text}" + (f" [{note}]" if note else "") + (f": {outcome}" if outcome else "")
         frame = draw_frame(env.render(), goal, line)
-        yield Step(words, note, policy.understood(output)[0], frame, began, decided, outcome)
+        yield Step(action_text, note, policy.parsed_goal(output)[0], frame, began, decided, outcome)
 
 
-def record(policy, config, asked):
+def record_episodes(policy, config, asked):
     """Episodes of a policy as scenes for `save_gif`, one for each (goal, seed) of `asked`, in the world of a config."""
-    from simulator.worlds import world_of
-    world, scenes = world_of(config), []
-    env = world.make_world(config, sentences=world.sentences(config))
+    from simulator.worlds import get_env_family
+    world, scenes = get_env_family(config), []
+    env = world.make_single(config, instructions=world.instructions(config))
     for goal, seed in asked:
         obs, _ = env.reset(seed=seed, options={"goal": str(goal)})
-        scenes.append([draw_frame(env.render(), obs["goal"], "start")])
-        scenes[-1] += [step.frame for step in play(env, policy, obs)]
+        scenes.append([draw_frame(env.render(), obs["goal"], "initial")])
+        scenes[-1] += [step.frame for step in run_episode(env, policy, obs)]
     env.close()
     return scenes
 
 
 # --- people's own pictures --------------------------------------------------------------------------------------
-def decide(policy, seen, goal, deterministic=True):
+def predict(policy, resized, goal, deterministic=True):
     """What the agent does about one picture: the action in words, what the model understands, and the place that it
     acts on, (x, y) as shares of the picture, or None."""
     import numpy as np
 
-    from simulator.worlds import world_of
-    actions, _, output = policy.sample_action([seen], [goal], deterministic=deterministic)
-    action, spec, place = actions[0].cpu().numpy(), policy.spec, None
-    if hasattr(spec, "point") and spec.uses[round(float(action[0]))][spec.point[0]]:
-        low, high = np.array([spec.low, spec.high])[:, list(spec.point)]
-        place = (action[list(spec.point)] - low) / (high - low)
-    words = world_of(getattr(policy, "meta", {}).get("config", {})).describe(action)
-    return words, policy.understood(output)[0], place
+    from simulator.worlds import get_env_family
+    actions, _, output = policy.sample_action([resized], [goal], deterministic=deterministic)
+    action, spec, xy = actions[0].cpu().numpy(), policy.spec, None
+    if hasattr(spec, "xy_params") and spec.used_params[round(float(action[0]))][spec.xy_params[0]]:
+        low, high = np.array([spec.low, spec.high])[:, list(spec.xy_params)]
+        xy = (action[list(spec.xy_params)] - low) / (high - low)
+    action_text = get_env_family(getattr(policy, "meta", {}).get("config", {})).describe(action)
+    return action_text, policy.parsed_goal(output)[0], xy
 
 
-def pixel(place, width, height):
+def pixel(xy, width, height):
     """The pixel (x, y) at a place of a picture."""
-    return min(int(place[0] * width), width - 1), min(int(place[1] * height), height - 1)
+    return min(int(xy[0] * width), width - 1), min(int(xy[1] * height), height - 1)
 
 
-def enlarged(picture):
+def upscale(image_):
     """A picture (PIL) as it is shown, longest side SHOWN: uint8 [H,W,3]. Of a small one the pixels stay visible."""
     import numpy as np
     from PIL import Image, ImageOps
-    small = max(picture.size) <= SHOWN // 4
+    small = max(image_.size) <= MAX_SIDE // 4
     how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.contain(picture, (SHOWN, SHOWN), how))
+    return np.asarray(ImageOps.contain(image_, (MAX_SIDE, MAX_SIDE), how))
 
 
 # --- the program ------------------------------------------------------------------------------------------------
-def fail(message):
+def die(message):
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
 
-def unfit(output):
+def check_output_path(output):
     """Why a GIF cannot go to the path `output`, in one line; None where it can."""
     folder = output.parent
     if not (folder.is_dir() and os.access(folder, os.W_OK) and (output.is_file() or not output.exists())):
@@ -176,49 +176,49 @@ def add_model_arguments(parser):
     """--model and --base, of every program that acts."""
     parser.add_argument("--model", metavar="FILE|FOLDER|NAME", help="checkpoint, agent's folder, or its name on the "
                         f"hub (default: {TRAINED}, else the shipped vlm_tiny.pt)")
-    parser.add_argument("--base", metavar="FOLDER|NAME",
+    parser.add_argument("--base-model", metavar="FOLDER|NAME",
                         help="where the base model is, if not where it was in training")
 
 
 def show_episode(args, policy, goal, started):
     """Prints an episode in a world -> its scenes for the GIF, and what came of it."""
-    from simulator.worlds import world_of
+    from simulator.worlds import get_env_family
     config = policy.meta.get("config", {})
-    env = world_of(config).make_world(config, args.steps)
+    env = get_env_family(config).make_single(config, args.steps)
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     goal = obs["goal"]          # a goal in the goal language is said in words, where a sentence is known
     scored = f"scored as {info['goal']}" if info["goal"] else f"not scored: {info['note']}"
     print(f"model {args.model}, goal \"{goal}\", {scored}")
-    frames, deciding = [draw_frame(env.render(), goal, "start")], 0.0
-    for k, step in enumerate(play(env, policy, obs, args.deterministic), 1):
+    frames, deciding = [draw_frame(env.render(), goal, "initial")], 0.0
+    for k, step in enumerate(run_episode(env, policy, obs, args.deterministic), 1):
         if k == 1:
-            print(f"the model understands: {', '.join(step.understood) or 'nothing'}; "
+            print(f"the model understands: {', '.join(step.parsed_goal) or 'nothing'}; "
                   f"first action after {step.decided - started:.1f} s")
         else:                    # the first one also warms up
             deciding += step.decided - step.began
-        print(f"{k:3d}  {step.words}" + (f"  [{step.note}]" if step.note else ""))
+        print(f"{k:3d}  {step.action_text}" + (f"  [{step.note}]" if step.note else ""))
         frames.append(step.frame)
     env.close()
     return [frames], step.outcome + (f", {(k - 1) / deciding:.0f} decisions per second" if deciding else "")
 
 
-def show_pictures(args, policy, goal, started, pictures):
+def show_pictures(args, policy, goal, started, images):
     """Prints a decision for each of `pictures`, pairs of a name and a picture -> as `show_episode`."""
-    from models.pictures import as_seen
-    seen = [as_seen(picture, name, policy.backbone) for name, picture in pictures]
-    count = f"{len(pictures)} picture{'s' * (len(pictures) > 1)}"
+    from models.pictures import resize_for_model
+    resized = [resize_for_model(image_, name, policy.backbone) for name, image_ in images]
+    count = f"{len(images)} picture{'s' * (len(images) > 1)}"
     print(f"model {args.model}, goal \"{goal}\", {count}")
     scenes, before = [], None
-    for i, (name, picture) in enumerate(pictures):
-        words, understood, place = decide(policy, seen[i], goal, args.deterministic)
-        if understood != before:
-            print(f"the model understands: {', '.join(understood) or 'nothing'}"
+    for i, (name, image_) in enumerate(images):
+        action_text, parsed_goal, xy = predict(policy, resized[i], goal, args.deterministic)
+        if parsed_goal != before:
+            print(f"the model understands: {', '.join(parsed_goal) or 'nothing'}"
                   + (f"; first action after {time.perf_counter() - started:.1f} s" if i == 0 else ""))
-        before, shown = understood, enlarged(picture)
-        where = "" if place is None else f": pixel {pixel(place, *picture.size)}"
-        print(f"{i + 1:3d}  {name}, {picture.width}x{picture.height}: {words}{where}")
-        ring = None if place is None else pixel(place, *shown.shape[1::-1])
-        scenes.append([draw_frame(shown, goal, f"{i + 1} of {len(pictures)}: {words}", ring)])
+        before, shown = parsed_goal, upscale(image_)
+        where = "" if xy is None else f": pixel {pixel(xy, *image_.size)}"
+        print(f"{i + 1:3d}  {name}, {image_.width}x{image_.height}: {action_text}{where}")
+        marker = None if xy is None else pixel(xy, *shown.shape[1::-1])
+        scenes.append([draw_frame(shown, goal, f"{i + 1} of {len(images)}: {action_text}", marker)])
     return scenes, count
 
 
@@ -232,20 +232,20 @@ def main(argv=None):
     parser.add_argument("--output", type=Path, default=Path("rollout.gif"), help="GIF to write (default rollout.gif)")
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True,
                         help="the likeliest action (default); --no-deterministic draws one")
-    parser.add_argument("--sample", dest="deterministic", action="store_false", help="draw actions from the policy")
+    parser.add_argument("--sample", dest="greedy", action="store_false", help="draw actions from the policy")
     args = parser.parse_args(argv)
     if not args.goal.strip():
-        return fail("--goal is empty: say what to do, as in --goal \"move the particles left\"")
+        return die("--goal is empty: say what to do, as in --goal \"move the particles left\"")
     if len(args.goal) > 500:
-        return fail(f"--goal is {len(args.goal)} characters long: say it in 500 at most")
+        return die(f"--goal is {len(args.goal)} characters long: say it in 500 at most")
     if not args.goal.isprintable() or any(0xD800 <= ord(character) < 0xE000 for character in args.goal):
-        return fail("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
+        return die("--goal holds characters that are no text: give the sentence in UTF-8, on one line")
     if not 0 <= args.seed < 2**32 or (args.steps is not None and args.steps < 1):
-        return fail("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
+        return die("--seed takes a whole number from 0 to 2**32 - 1 and --steps one from 1 up")
     if args.image == []:
-        return fail("--image names no picture: give paths or addresses, as in --image photo.jpg")
-    if why := unfit(args.output):
-        return fail(why)
+        return die("--image names no picture: give paths or addresses, as in --image photo.jpg")
+    if why := check_output_path(args.output):
+        return die(why)
 
     started = time.perf_counter()
     # sleeping threads: spinning ones decide 60 times as slowly where anything else uses the cores
@@ -253,29 +253,29 @@ def main(argv=None):
     import torch
 
     from models.checkpoint import CheckpointError
-    from models.pictures import PictureError, name_of, read_picture
+    from models.pictures import ImageError, display_name, load_image
     from models.vlm_policy import VLMPolicy
     from simulator.goals import GoalError
-    from simulator.worlds import WorldError
+    from simulator.worlds import EnvError
 
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     goal = " ".join(args.goal.split())
     try:
-        pictures = [(name_of(source), read_picture(source)) for source in args.image or ()]
-        policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base)
+        images = [(display_name(source), load_image(source)) for source in args.image or ()]
+        policy = VLMPolicy.from_pretrained(args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base_model)
         torch.manual_seed(args.seed)
-        if pictures and policy.body:
-            return fail(f"{args.model} also reads what its arm's body tells, which pictures do not: leave out --image")
-        if pictures:
-            scenes, outcome = show_pictures(args, policy, goal, started, pictures)
+        if images and policy.proprio_encoder:
+            return die(f"{args.model} also reads what its arm's body tells, which pictures do not: leave out --image")
+        if images:
+            scenes, outcome = show_pictures(args, policy, goal, started, images)
         else:
             scenes, outcome = show_episode(args, policy, goal, started)
-    except (CheckpointError, GoalError, PictureError, WorldError) as error:
-        return fail(error)
+    except (CheckpointError, GoalError, ImageError, EnvError) as error:
+        return die(error)
     try:
         save_gif(scenes, args.output)
     except OSError as error:
-        return fail(f"cannot write {args.output} ({error.strerror or error})")
+        return die(f"cannot write {args.output} ({error.strerror or error})")
     print(f"{outcome}; {args.output} written")
     return 0
 

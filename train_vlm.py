@@ -45,28 +45,28 @@ from tqdm import tqdm
 
 import config as configuration
 import dataset
-from dataset import DemonstrationsError, demonstrations, minibatches, select
-from inference import record, save_gif
+from dataset import DatasetError, generate_demos, minibatches, select
+from inference import record_episodes, save_gif
 from models import checkpoint
 from models.backbone import Backbone
-from models.base_model import random_files
+from models.base_model import init_model_files
 from models.heads import spec_from_space
-from models.learner import Learner, NotFinite
-from models.losses import compute_gae, explained_variance, normalize
-from models.tracker import Log, TrackerError, alarms
+from models.learner import Learner, NonFiniteError
+from models.losses import compute_gae, explained_variance, normalize_advantages
+from models.tracker import MetricsLogger, TrackerError, training_warnings
 from models.vlm_policy import VLMPolicy
-from simulator.evaluation import alone, evaluate_policy, policy_actor, run_episodes, show, summary
+from simulator.evaluation import evaluate_policy, format_table, policy_actor, run_episodes, run_local, summarize
 from simulator.goals import GoalError
-from simulator.rollout import collect, join_states, part_of_state
-from simulator.worlds import WorldError, make_env, world_of
+from simulator.rollout import collect, concat_states, slice_states
+from simulator.worlds import EnvError, get_env_family, make_env
 
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses
-STAGES = ("bc", "ppo", "reading")
-SHOWN = (("train/bc_loss", "loss"), ("train/reading_loss", "reading"), ("rollout/success_rate", "success"),
+STAGES = ("bc", "ppo", "parser")
+PROGRESS_METRICS = (("train/bc_loss", "loss"), ("train/parser_loss", "parser"), ("rollout/success_rate", "success"),
          ("train/approx_kl", "KL"), ("eval/success_rate", "validation"))       # beside the progress bar
-STATE, BEST, FINAL, FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm_best"
-DEMONSTRATIONS, ROUNDS = "demonstrations", 8
+STATE_FILE, BEST_FILE, FINAL_FILE, HUB_FOLDER = "vlm_state.pt", "vlm_best.pt", "vlm_final.pt", "vlm_best"
+DEMOS_FOLDER, NUM_DAGGER_ROUNDS = "demonstrations", 8
 
 
 class UserError(Exception):
@@ -83,19 +83,19 @@ def build_policy(config, env, device="cpu"):
     torch.manual_seed(config.seed)
     try:
         if vlm.init == "random":
-            sentences = sorted(text for texts in world_of(config).sentences(config).values() for text in texts)
-            backbone = Backbone.from_files(random_files(vlm.name, sentences), vlm.name, device=device, **settings)
+            instructions = sorted(text for texts in get_env_family(config).instructions(config).values() for text in texts)
+            backbone = Backbone.from_files(init_model_files(vlm.name, instructions), vlm.name, device=device, **settings)
         else:
             backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({checkpoint.first_line(error)}): give a hub "
                         "name that can be reached or a local model folder, or start with the preset vlm_tiny") from None
     if vlm.gradient_checkpointing:
-        backbone.checkpoint_activations()
+        backbone.gradient_checkpointing_enable()
     with torch.device(device):
-        body = env.single_observation_space.get("proprio")
+        proprio_space = env.single_observation_space.get("proprio")
         return VLMPolicy(backbone, spec_from_space(env.single_action_space), config.model.heads.hidden,
-                         config.model.heads.init_std, env.words, body and (body.low.tolist(), body.high.tolist()))
+                         config.model.heads.init_std, env.goal_vocab, proprio_space and (proprio_space.low.tolist(), proprio_space.high.tolist()))
 
 
 def make_accelerator(config):
@@ -119,46 +119,46 @@ def make_accelerator(config):
     return accelerator
 
 
-def scheduled(peak, schedule, done):
+def lr_at(peak, schedule, done):
     """Learning rate when a share `done` of the work is behind."""
     return peak * {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
 # --- updates ----------------------------------------------------------------------------------------------------
-def batches(learner, count, generator, passes=1):
+def minibatch_indices(learner, count, generator, passes=1):
     """This process's parts of the minibatches, index tensors into its `count` samples, for some passes over them."""
     size = learner.config.train.batch_size // learner.accelerator.num_processes
     return (batch for _ in range(passes) for batch in minibatches(count, size, generator))
 
 
 def update_ppo(learner, rollout, config, generator, critic_only=False):
-    """Advantages, then `rl.ppo_epochs` passes of PPO over a rollout -> mean metrics. `critic_only`: the value head."""
+    """Advantages, then `rl.update_epochs` passes of PPO over a rollout -> mean metrics. `critic_only`: the value head."""
     gather = learner.accelerator.gather
     on = lambda tensor: tensor.to(learner.accelerator.device)
     advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values,                 # estimate
                                       rollout.terminated, rollout.truncated, config.rl.gamma, config.rl.gae_lambda)
     obs, actions, log_probs = rollout.flat_obs(), rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
     returns = returns.flatten()
-    advantages = normalize(advantages.flatten(), gather(on(advantages.flatten())).cpu())
+    advantages = normalize_advantages(advantages.flatten(), gather(on(advantages.flatten())).cpu())
     if critic_only:         # nothing of what it reads changes meanwhile
-        task, passes, target = "value", 4 * config.rl.ppo_epochs, math.inf
-        judged = torch.cat([learner.model("before_critic", select(obs, index))
+        task, passes, target = "value", 4 * config.rl.update_epochs, math.inf
+        critic_inputs = torch.cat([learner.model("value_features", select(obs, index))
                             for index in torch.arange(len(actions)).split(64)])
-        arguments = lambda index: (judged[index], returns[index])
+        arguments = lambda index: (critic_inputs[index], returns[index])
     else:
-        task, passes, target = "ppo", config.rl.ppo_epochs, 1.5 * config.rl.target_kl
+        task, passes, target = "ppo", config.rl.update_epochs, 1.5 * config.rl.target_kl
         arguments = lambda index: (select(obs, index), actions[index], log_probs[index], advantages[index],
                                    returns[index])
-    rows = learner.updates(task, arguments, batches(learner, len(actions), generator, passes), target)      # update
+    rows = learner.run_updates(task, arguments, minibatch_indices(learner, len(actions), generator, passes), target)      # update
     values, returns = (gather(on(tensor)) for tensor in (rollout.values.flatten(), returns))
-    stopped = {} if learner.kl_at_stop is None else {"train/kl_at_stop": learner.kl_at_stop}
-    return learner.means(rows) | stopped | {
-        "train/updates": len(rows), "train/explained_variance": float(explained_variance(values, returns))}
+    stopped = {} if learner.early_stop_kl is None else {"train/kl_early_stop": learner.early_stop_kl}
+    return learner.reduce_metrics(rows) | stopped | {
+        "train/num_updates": len(rows), "train/explained_variance": float(explained_variance(values, returns))}
 
 
 # --- files ------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def claim(folder, keep):
+def lock_output_dir(folder, keep):
     """The output folder for this run alone. Unless `keep`, an earlier run's files are moved to older/<time>/."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def claim(folder, keep):
         except OSError:
             raise UserError(f"another run is writing to {folder}: wait for it, "
                             "or give train.output_dir:=OTHER") from None
-        names = (FOLDER, DEMONSTRATIONS, BEST, FINAL, "metrics.jsonl", "curves.png", "eval.json", "vlm_best.json",
+        names = (HUB_FOLDER, DEMOS_FOLDER, BEST_FILE, FINAL_FILE, "metrics.jsonl", "curves.png", "eval.json", "vlm_best.json",
                  "vlm_final.json", "rollout.gif", "episodes.gif")
         earlier = [path for path in (*map(folder.joinpath, names), *folder.glob("vlm_state*.pt")) if path.exists()]
         if earlier and not keep:
@@ -199,16 +199,16 @@ def train(config, resume=None):
     except ValueError as error:
         raise UserError(str(error)) from None
     with contextlib.closing(env):
-        book = None
-        if config.vlm.bc_data:
-            book = dataset.Demonstrations(config.vlm.bc_data, None, is_discrete(env), config.robosuite.cameras)
-            book.check(env)
+        demo_dataset = None
+        if config.bc.data:
+            demo_dataset = dataset.DemoDataset(config.bc.data, None, is_discrete(env), config.robosuite.cameras)
+            demo_dataset.validate(env)
         learner = Learner(accelerator, build_policy(config, env), config)
-        with claim(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
+        with lock_output_dir(folder, keep=resume is not None) if accelerator.is_main_process else contextlib.nullcontext():
             try:
-                return Run(config, env, learner, folder, resume, book).go()
+                return Run(config, env, learner, folder, resume, demo_dataset).run_all()
             except OSError as error:
-                state = f"; go on with train.resume:={folder / STATE}" if (folder / STATE).exists() else ""
+                state = f"; go on with train.resume:={folder / STATE_FILE}" if (folder / STATE_FILE).exists() else ""
                 raise UserError(f"cannot write to {folder} ({error.strerror or error}): free some space or give "
                                 f"another train.output_dir{state}") from None
 
@@ -220,55 +220,55 @@ def is_discrete(env):
 class Run:
     """One run of training: what it has done so far is `at`, and the files in `folder` say the same."""
 
-    def __init__(self, config, env, learner, folder, resume=None, book=None):
+    def __init__(self, config, env, learner, folder, resume=None, demo_dataset=None):
         self.config, self.env, self.learner, self.folder = config, env, learner, folder
         self.policy, self.accelerator = learner.policy, learner.accelerator
         self.rank, self.is_main = self.accelerator.process_index, self.accelerator.is_main_process
-        self.mine = slice(self.rank * env.num_envs, (self.rank + 1) * env.num_envs)     # of all worlds
-        self.samples = config.vlm.rollout_steps * config.env.num_envs                   # of a unit, all processes
-        self.units = {"reading": math.ceil(config.vlm.reading_samples / self.samples),
-                      "bc": math.ceil(config.vlm.bc_epochs * config.vlm.bc_samples / self.samples),
-                      "ppo": config.vlm.ppo_epochs}
-        self.at = {"stage": "reading", "unit": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0,
+        self.env_slice = slice(self.rank * env.num_envs, (self.rank + 1) * env.num_envs)     # of all worlds
+        self.samples = config.rl.rollout_steps * config.env.num_envs                   # of a unit, all processes
+        self.num_iterations = {"parser": math.ceil(config.parser.samples / self.samples),
+                      "bc": math.ceil(config.bc.epochs * config.bc.samples / self.samples),
+                      "ppo": config.rl.iterations}
+        self.progress = {"stage": "parser", "iteration": 0, "samples": 0, "env_steps": 0, "best": -1.0, "seconds": 0.0,
                    "lines": 0}
-        self.tally, self.obs, self.book = np.zeros((2, env.num_envs)), None, book
+        self.episode_stats, self.obs, self.demo_dataset = np.zeros((2, env.num_envs)), None, demo_dataset
         if resume:
             meta, weights, state = resume
-            self.at = dict(meta["at"])
-            self.policy.load_weights(weights)
+            self.progress = dict(meta["progress"])
+            self.policy.load_trainable_state_dict(weights)
             learner.restore(state["optimizer"])
-            self.tally = state["tally"][:, self.mine].copy()
-            if state["worlds"]:
-                self.obs = env.restore(part_of_state(state["worlds"], self.mine))
-        self.corpus = world_of(config).corpus(config)
-        self.log = Log(folder, config.log, config.to_dict(), self.at["lines"]) if self.is_main else None
-        self.began = time.perf_counter() - self.at["seconds"]
+            self.episode_stats = state["episode_stats"][:, self.env_slice].copy()
+            if state["envs"]:
+                self.obs = env.restore(slice_states(state["envs"], self.env_slice))
+        self.instructions_hash = get_env_family(config).instructions_hash(config)
+        self.log = MetricsLogger(folder, config.log, config.to_dict(), self.progress["lines"]) if self.is_main else None
+        self.began = time.perf_counter() - self.progress["seconds"]
         self.stopping = Interrupt()
 
-    def go(self):
+    def run_all(self):
         try:
-            for stage, update, following in (("reading", self.read, "bc"), ("bc", self.clone, "ppo"),
-                                             ("ppo", self.practise, None)):
+            for stage, update, next_stage in (("parser", self.parser_step, "bc"), ("bc", self.bc_step, "ppo"),
+                                             ("ppo", self.ppo_iteration, None)):
                 self.run_stage(stage, update)
-                if self.asked_to_stop():
+                if self.should_stop():
                     break
-                if following and self.at["stage"] == stage:
-                    self.at |= {"stage": following, "unit": 0}
-                    self.learner.forget()
+                if next_stage and self.progress["stage"] == stage:
+                    self.progress |= {"stage": next_stage, "iteration": 0}
+                    self.learner.reset_optimizer()
             self.save_state()
-            if self.asked_to_stop():
-                self.say(f"\nstopped after {self.at['stage']} unit {self.at['unit']}; go on with: "
-                         f"python train_vlm.py train.resume:={self.folder / STATE}")
+            if self.should_stop():
+                self.log_main(f"\nstopped after {self.progress['stage']} unit {self.progress['iteration']}; go on with: "
+                         f"python train_vlm.py train.resume:={self.folder / STATE_FILE}")
                 return None
-            self.save_policy(FINAL)
-            if self.at["best"] < 0:
-                self.save_policy(BEST)
+            self.save_policy(FINAL_FILE)
+            if self.progress["best"] < 0:
+                self.save_policy(BEST_FILE)
             self.accelerator.wait_for_everyone()
             return self.report()
-        except NotFinite as error:
+        except NonFiniteError as error:
             self.save_state()
-            raise UserError(f"training stopped at {self.at['stage']} unit {self.at['unit']}: {error}; the state is in "
-                            f"{self.folder / STATE}; lower train.lr or raise train.batch_size") from None
+            raise UserError(f"training stopped at {self.progress['stage']} unit {self.progress['iteration']}: {error}; the state is in "
+                            f"{self.folder / STATE_FILE}; lower train.lr or raise train.batch_size") from None
         finally:
             self.stopping.restore()
             if self.is_main:
@@ -276,194 +276,194 @@ class Run:
 
     def run_stage(self, stage, update):
         """Its units that are still to be done."""
-        title = {"reading": "reading", "bc": "behaviour cloning", "ppo": "PPO"}[stage]
-        done = self.at["unit"] if self.at["stage"] == stage else self.units[stage]
-        with tqdm(total=self.units[stage], initial=done, unit="iteration" if stage == "ppo" else "chunk", desc=title,
-                  disable=not self.units[stage] or not self.is_main) as bar:
-            while self.at["stage"] == stage and self.at["unit"] < self.units[stage] and not self.asked_to_stop():
-                generator = seed_unit(self.config.seed, stage, self.at["unit"], self.rank)
+        title = {"parser": "parser", "bc": "behaviour cloning", "ppo": "PPO"}[stage]
+        done = self.progress["iteration"] if self.progress["stage"] == stage else self.num_iterations[stage]
+        with tqdm(total=self.num_iterations[stage], initial=done, unit="iteration" if stage == "ppo" else "chunk", desc=title,
+                  disable=not self.num_iterations[stage] or not self.is_main) as bar:
+            while self.progress["stage"] == stage and self.progress["iteration"] < self.num_iterations[stage] and not self.should_stop():
+                generator = seed_step(self.config.seed, stage, self.progress["iteration"], self.rank)
                 row = update(generator)
-                last = self.at["unit"] + 1 == self.units[stage]
+                last = self.progress["iteration"] + 1 == self.num_iterations[stage]
                 every = self.config.eval.every if stage == "ppo" else 0
-                if stage != "reading" and (last or (every and (self.at["unit"] + 1) % every == 0)):
+                if stage != "parser" and (last or (every and (self.progress["iteration"] + 1) % every == 0)):
                     row |= self.evaluate()
-                self.at["unit"] += 1
-                self.at["seconds"] = time.perf_counter() - self.began
+                self.progress["iteration"] += 1
+                self.progress["seconds"] = time.perf_counter() - self.began
                 if self.is_main:
-                    self.log.write({name: self.at[name] for name in ("stage", "unit", "samples", "env_steps")} | {
-                        "time/seconds": round(self.at["seconds"], 2)} | row)                                 # log
-                    for line in alarms(self.log.rows, self.config.rl.target_kl):
+                    self.log.write({name: self.progress[name] for name in ("stage", "iteration", "samples", "env_steps")} | {
+                        "time/seconds": round(self.progress["seconds"], 2)} | row)                                 # log
+                    for line in training_warnings(self.log.rows, self.config.rl.target_kl):
                         tqdm.write(f"watch out: {line}", file=sys.stderr)
-                if self.at["unit"] % self.config.train.save_every == 0:
+                if self.progress["iteration"] % self.config.train.save_every == 0:
                     self.save_state()                                                                       # save
-                bar.set_postfix_str(" ".join(f"{title} {row[key]:.3f}" for key, title in SHOWN if key in row),
+                bar.set_postfix_str(" ".join(f"{title} {row[key]:.3f}" for key, title in PROGRESS_METRICS if key in row),
                                     refresh=False)
                 bar.update()
 
     # --- units ------------------------------------------------------------------------------------------------
-    def cloning(self):
+    def set_bc_mode(self):
         """Learning rate and dropout of what comes before PPO."""
-        rate = scheduled(self.config.vlm.bc_lr, self.config.train.lr_schedule,
-                         self.at["unit"] / self.units[self.at["stage"]])
-        self.learner.learning_rates(dict.fromkeys(("backbone", "action", "value"), rate))
-        self.policy.use_dropout(True, self.config.vlm.bc_subword_dropout).train()
+        rate = lr_at(self.config.bc.lr, self.config.train.lr_schedule,
+                         self.progress["iteration"] / self.num_iterations[self.progress["stage"]])
+        self.learner.set_learning_rates(dict.fromkeys(("backbone", "action", "value"), rate))
+        self.policy.use_dropout(True, self.config.bc.bpe_dropout).train()
 
-    def key(self, stage):
+    def seed_key(self, stage):
         """What the random numbers of this unit follow from, but for torch's."""
-        return [self.config.seed, STAGES.index(stage), self.at["unit"], self.rank]
+        return [self.config.seed, STAGES.index(stage), self.progress["iteration"], self.rank]
 
-    def read(self, generator):
+    def parser_step(self, generator):
         """Sentences and the words they say, without pictures. To read is learned ten times faster where nothing else
         is learned by the way."""
-        self.cloning()
+        self.set_bc_mode()
         count = self.samples // self.accelerator.num_processes
-        goals, words = self.env.things_to_say(np.random.default_rng(self.key("reading")), count)
+        goals, words = self.env.sample_instructions(np.random.default_rng(self.seed_key("parser")), count)
         words = torch.from_numpy(words)
         arguments = lambda index: ([goals[i] for i in index], words[index])
-        return self.learner.means(self.learner.updates("read", arguments, batches(self.learner, count, generator)))
+        return self.learner.reduce_metrics(self.learner.run_updates("parser", arguments, minibatch_indices(self.learner, count, generator)))
 
-    def clone(self, generator):
+    def bc_step(self, generator):
         """A chunk of the expert's demonstrations."""
-        obs, actions = self.demonstrated()
-        self.cloning()
-        self.at["samples"] += self.samples
+        obs, actions = self.next_bc_batch()
+        self.set_bc_mode()
+        self.progress["samples"] += self.samples
         arguments = lambda index: (select(obs, index), actions[index])
-        parts = batches(self.learner, len(actions), generator)
-        return self.learner.means(self.learner.updates("clone", arguments, parts))
+        parts = minibatch_indices(self.learner, len(actions), generator)
+        return self.learner.reduce_metrics(self.learner.run_updates("bc", arguments, parts))
 
-    def demonstrated(self):
+    def next_bc_batch(self):
         """This unit's part of the demonstrations: obs and the expert's actions."""
-        vlm, folder = self.config.vlm, self.folder / DEMONSTRATIONS
-        if not vlm.bc_data and not vlm.bc_episodes:
-            return demonstrations(self.env, vlm.rollout_steps, self.key("bc"), vlm.bc_perturb, vlm.bc_relabel)
-        if not vlm.bc_data:     # the first third before the first unit; then more, until two thirds are behind
-            rounds = 1 + int((ROUNDS - 1) * min(1, 1.5 * self.at["unit"] / self.units["bc"]))
+        bc, rl, folder = self.config.bc, self.config.rl, self.folder / DEMOS_FOLDER
+        if not bc.data and not bc.episodes:
+            return generate_demos(self.env, rl.rollout_steps, self.seed_key("bc"), bc.action_noise, bc.relabel)
+        if not bc.data:     # the first third before the first unit; then more, until two thirds are behind
+            rounds = 1 + int((NUM_DAGGER_ROUNDS - 1) * min(1, 1.5 * self.progress["iteration"] / self.num_iterations["bc"]))
             files = [folder / f"{number:02d}-{self.rank}.hdf5" for number in range(rounds)]
             new = [number for number, path in enumerate(files) if not path.exists()]
             for number in new:
-                self.record_round(number, files[number])
-            if new or self.book is None:
-                self.book = dataset.Demonstrations(files, discrete=is_discrete(self.env))
-        rng, count = np.random.default_rng(self.key("bc")), self.samples // self.accelerator.num_processes
-        return self.book.draw(rng, count, self.env.goals, self.env.say, vlm.bc_relabel)
+                self.collect_dagger_round(number, files[number])
+            if new or self.demo_dataset is None:
+                self.demo_dataset = dataset.DemoDataset(files, discrete=is_discrete(self.env))
+        rng, count = np.random.default_rng(self.seed_key("bc")), self.samples // self.accelerator.num_processes
+        return self.demo_dataset.sample(rng, count, self.env.goals, self.env.sample_instruction, bc.relabel)
 
-    def record_round(self, number, path):
+    def collect_dagger_round(self, number, path):
         """A round of demonstrations, into a file; in all but the first one the policy acts in some of the episodes."""
-        vlm = self.config.vlm
-        parts = np.array([ROUNDS - 1, *[2] * (ROUNDS - 1)]) / (3 * (ROUNDS - 1))
-        count = max(1, round(vlm.bc_episodes * parts[number] / self.accelerator.num_processes))
+        bc = self.config.bc
+        parts = np.array([NUM_DAGGER_ROUNDS - 1, *[2] * (NUM_DAGGER_ROUNDS - 1)]) / (3 * (NUM_DAGGER_ROUNDS - 1))
+        count = max(1, round(bc.episodes * parts[number] / self.accelerator.num_processes))
         self.policy.use_dropout(False).eval()
         act = lambda obs: self.policy.act(obs)[0].cpu().numpy()
-        with tqdm(total=count, unit="episode", desc=f"demonstrations, round {number + 1} of {ROUNDS}", leave=False,
+        with tqdm(total=count, unit="episode", desc=f"demonstrations, round {number + 1} of {NUM_DAGGER_ROUNDS}", leave=False,
                   disable=not self.is_main) as bar:
-            seed = int(np.random.SeedSequence([*self.key("bc")[::3], number]).generate_state(1)[0])
-            episodes = dataset.collect(self.env, count, seed, vlm.bc_perturb, act, vlm.bc_policy if number else 0.0,
+            seed = int(np.random.SeedSequence([*self.seed_key("bc")[::3], number]).generate_state(1)[0])
+            episodes = dataset.record_demos(self.env, count, seed, bc.action_noise, act, bc.dagger_fraction if number else 0.0,
                                        lambda *_: bar.update())
             dataset.write_demonstrations(path, episodes, self.env.call("env_args")[0])
 
-    def practise(self, generator):
+    def ppo_iteration(self, generator):
         """A PPO iteration."""
         config, started = self.config, time.perf_counter()
         self.policy.use_dropout(False).eval()
         if self.obs is None:
             seeds = np.random.default_rng([config.seed, 1]).integers(2**31, size=config.env.num_envs)
-            self.obs, _ = self.env.reset(seed=seeds[self.mine])
-        with self.policy.backbone.keeping():
-            rollout, self.obs = collect(self.env, self.learner.actor, self.obs, config.vlm.rollout_steps,   # collect
-                                        self.tally)
+            self.obs, _ = self.env.reset(seed=seeds[self.env_slice])
+        with self.policy.backbone.cache_vision_features():
+            rollout, self.obs = collect(self.env, self.learner.actor, self.obs, config.rl.rollout_steps,   # collect
+                                        self.episode_stats)
             collected = time.perf_counter() - started
             peaks = {"backbone": config.train.lr, "action": config.train.head_lr, "value": config.train.value_lr}
-            done = self.at["unit"] / self.units["ppo"]
-            self.learner.learning_rates({name: scheduled(peak, config.train.lr_schedule, done)
+            done = self.progress["iteration"] / self.num_iterations["ppo"]
+            self.learner.set_learning_rates({name: lr_at(peak, config.train.lr_schedule, done)
                                          for name, peak in peaks.items()})
             self.policy.train()
-            row = update_ppo(self.learner, rollout, config, generator, self.at["unit"] < config.rl.critic_warmup)
-        self.at["samples"] += self.samples
-        self.at["env_steps"] += self.samples
+            row = update_ppo(self.learner, rollout, config, generator, self.progress["iteration"] < config.rl.critic_warmup)
+        self.progress["samples"] += self.samples
+        self.progress["env_steps"] += self.samples
         ended = gather_object(rollout.episodes)
         if ended:
-            row |= told(ended)
+            row |= mean_episode_stats(ended)
         return row | {"rollout/episodes": len(ended), "time/env_steps_per_s": round(self.samples / collected, 1)}
 
     def evaluate(self):
         """The policy on the validation episodes; the best one is kept."""
         count, act = self.config.eval.episodes, policy_actor(self.learner.actor, True)
-        goals, paused = self.env.balanced_goals(count), self.env.state() if self.obs is not None else None
+        goals, paused = self.env.round_robin_goals(count), self.env.state() if self.obs is not None else None
         run = lambda rows: run_episodes(self.env, act, VALIDATION_SEED + rows, [goals[i] for i in rows])
         self.policy.eval()
-        result = self.spread(run, count)
+        result = self.run_sharded(run, count)
         if paused:
             self.env.restore(paused)
         success = float(result["success"].mean())
-        if success >= self.at["best"]:
-            self.at["best"] = success
-            self.save_policy(BEST)
-        stages = {f"eval/{name}": rate for name, rate in summary(result)["stages"].items()}
+        if success >= self.progress["best"]:
+            self.progress["best"] = success
+            self.save_policy(BEST_FILE)
+        stages = {f"eval/{name}": rate for name, rate in summarize(result)["stages"].items()}
         return {"eval/success_rate": success, "eval/steps": float(result["length"].mean())} | stages
 
     # --- files ------------------------------------------------------------------------------------------------
     def meta(self):
         return {"presets": list(self.config.presets), "config": self.config.to_dict(), "seed": self.config.seed,
-                "corpus": self.corpus, "training_seconds": round(time.perf_counter() - self.began, 1),
-                "processes": self.accelerator.num_processes, "samples": self.at["samples"],
-                "environment_steps": self.at["env_steps"], "success": self.at["best"], "torch": torch.__version__}
+                "corpus": self.instructions_hash, "training_seconds": round(time.perf_counter() - self.began, 1),
+                "processes": self.accelerator.num_processes, "samples": self.progress["samples"],
+                "environment_steps": self.progress["env_steps"], "success": self.progress["best"], "torch": torch.__version__}
 
     def save_policy(self, name):
         """To act from. Every process takes part."""
-        weights = self.policy.trainable_state()
+        weights = self.policy.trainable_state_dict()
         if self.is_main:
-            checkpoint.save(self.folder / name, {"architecture": self.policy.architecture()} | self.meta(), weights)
+            checkpoint.save(self.folder / name, {"model_config": self.policy.model_config()} | self.meta(), weights)
 
     def save_state(self):
         """To resume from, on any number of processes; the ones before are kept as vlm_state.1.pt and so on. Every
         process takes part."""
-        weights, optimizer = self.policy.trainable_state(), self.learner.state()
+        weights, optimizer = self.policy.trainable_state_dict(), self.learner.state()
         worlds = gather_object([self.env.state() if self.obs is not None else {}])
-        tally = gather_object([self.tally])
+        episode_stats = gather_object([self.episode_stats])
         if not self.is_main:
             return
-        self.at["lines"] = len(self.log.rows)
-        older = [f"vlm_state.{i}.pt" for i in range(1, self.config.train.keep_last)]
-        names = [self.folder / name for name in (STATE, *older)]
+        self.progress["lines"] = len(self.log.rows)
+        older = [f"vlm_state.{i}.pt" for i in range(1, self.config.train.keep_checkpoints)]
+        names = [self.folder / name for name in (STATE_FILE, *older)]
         for newer, older in reversed(list(zip(names, names[1:], strict=False))):
             if newer.exists():
-                with checkpoint.replacing(older) as temporary:      # the newest stays until another takes its place
+                with checkpoint.atomic_write(older) as temporary:      # the newest stays until another takes its place
                     shutil.copyfile(newer, temporary)
-        checkpoint.save(names[0], self.meta() | {"at": self.at, "architecture": self.policy.architecture()}, weights,
-                        {"optimizer": optimizer, "worlds": join_states(worlds), "tally": np.concatenate(tally, 1)})
+        checkpoint.save(names[0], self.meta() | {"progress": self.progress, "model_config": self.policy.model_config()}, weights,
+                        {"optimizer": optimizer, "envs": concat_states(worlds), "episode_stats": np.concatenate(episode_stats, 1)})
 
     def report(self):
         """The best checkpoint beside the baselines on the fixed episodes: the table, eval.json, some of the episodes as
         a GIF, a folder for the hub. Every process takes part."""
         config, path = self.config, self.folder / "episodes.gif"
-        meta, weights, _ = checkpoint.load(self.folder / BEST)
-        self.policy.load_weights(weights)
+        meta, weights, _ = checkpoint.load(self.folder / BEST_FILE)
+        self.policy.load_trainable_state_dict(weights)
         self.policy.use_dropout(False).eval()       # nothing but reading may have come before
-        figures = evaluate_policy(self.env, self.learner.actor, config.eval.episodes, config.eval.seed, self.spread,
+        figures = evaluate_policy(self.env, self.learner.actor, config.eval.episodes, config.eval.seed, self.run_sharded,
                                   config.eval.baselines)
-        goals = self.env.balanced_goals(config.eval.episodes)
+        goals = self.env.round_robin_goals(config.eval.episodes)
         firsts = [goals.index(goal) for goal in dict.fromkeys(goals)]        # four of these episodes, goals far apart
         shown = firsts[::math.ceil(len(firsts) / 4)]
-        scenes = record(self.learner.actor, config, [(goals[i], config.eval.seed + i) for i in shown])
+        scenes = record_episodes(self.learner.actor, config, [(goals[i], config.eval.seed + i) for i in shown])
         if self.is_main:
-            print(show(figures))
-            with checkpoint.replacing(self.folder / "eval.json") as temporary:
+            print(format_table(figures))
+            with checkpoint.atomic_write(self.folder / "eval.json") as temporary:
                 temporary.write_text(json.dumps(figures, indent=1) + "\n")
             save_gif(scenes, path)
             self.log.video("eval/episodes", path)
-            self.policy.save_pretrained(self.folder / FOLDER, meta, f"```\n{show(figures)}\n```", weights)
+            self.policy.save_pretrained(self.folder / HUB_FOLDER, meta, f"```\n{format_table(figures)}\n```", weights)
         return figures
 
     # --- several processes ------------------------------------------------------------------------------------
-    def say(self, text):
+    def log_main(self, text):
         if self.is_main:
             print(text)
 
-    def spread(self, run, count):
+    def run_sharded(self, run, count):
         """Episodes in their parts, one for each process: see simulator.evaluation.alone."""
         n = self.accelerator.num_processes
         if n == 1 or self.accelerator.distributed_type == DistributedType.FSDP:     # there all ask the policy as one
-            return alone(run, count)
+            return run_local(run, count)
         parts = gather_object([run(np.arange(count)[self.rank::n])])
         joined = {name: np.empty(count, value.dtype) for name, value in parts[0].items()}
         for name, values in joined.items():
@@ -471,12 +471,12 @@ class Run:
                 values[rank::n] = part[name]
         return joined
 
-    def asked_to_stop(self):
+    def should_stop(self):
         """Whether any process was."""
         return float(self.learner.mean(float(bool(self.stopping)))) > 0
 
 
-def told(episodes):
+def mean_episode_stats(episodes):
     """What finished episodes (of a Rollout) come to on the average: {"rollout/...": float}, without what none tells."""
     names = {name for episode in episodes for name in episode if name != "goal"}
     means = {name: np.array([episode[name] for episode in episodes], float) for name in names}
@@ -484,9 +484,9 @@ def told(episodes):
             for name, values in sorted(means.items()) if not np.isnan(values).all()}
 
 
-def seed_unit(seed, stage, unit, rank=0):
+def seed_step(seed, stage, iteration, rank=0):
     """Seeds torch's global generator for a unit of work, and returns a generator of its own for shuffling."""
-    a, b = np.random.SeedSequence([seed, STAGES.index(stage), unit, rank]).generate_state(2)
+    a, b = np.random.SeedSequence([seed, STAGES.index(stage), iteration, rank]).generate_state(2)
     torch.manual_seed(int(a))
     return torch.Generator().manual_seed(int(b))
 
@@ -522,9 +522,9 @@ def read_config(argv):
         return configuration.main_config(argv), None
     resume = checkpoint.load(paths[-1])
     if resume[2] is None:
-        raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE} beside it")
+        raise checkpoint.CheckpointError(f"{paths[-1]} is to act from, not to resume from: give the {STATE_FILE} beside it")
     others = [word for word in argv if not word.startswith("train.resume")]
-    kept = ("seed", "model.", "world.", "physics.", "robosuite.", "env.", "vlm.reading_", "vlm.bc_", "train.output_dir")
+    kept = ("seed", "model.", "world.", "physics.", "robosuite.", "env.", "parser.", "bc.", "train.output_dir")
     for word in others:
         if word.startswith(kept):
             raise UserError("a resumed run keeps its seed, model, world, demonstrations and folder (that of the state "
@@ -533,7 +533,7 @@ def read_config(argv):
     return config, resume
 
 
-OUT_OF_MEMORY = ("out of memory: lower train.batch_size (or raise train.accumulate, which computes it in parts), lower "
+OUT_OF_MEMORY = ("out of memory: lower train.batch_size (or raise train.grad_accum_steps, which computes it in parts), lower "
                  "env.num_envs, or give model.vlm.gradient_checkpointing=True (model.vlm.load_in_4bit=True saves most)")
 
 
@@ -544,7 +544,7 @@ def main(argv=None):
         config, resume = read_config(argv)
         return 130 if train(config, resume) is None else 0
     except (UserError, TrackerError, checkpoint.CheckpointError, configuration.ConfigError, GoalError,
-            DemonstrationsError, WorldError) as error:
+            DatasetError, EnvError) as error:
         message = error
     except torch.OutOfMemoryError:
         message = OUT_OF_MEMORY
@@ -566,7 +566,7 @@ def main(argv=None):
     return 2
 
 
-def start_processes():
+def relaunch_under_torchrun():
     """Where there is no GPU, `accelerate launch --num_processes N` starts one process and says nothing; what was asked
     of it, torchrun does, which it uses itself where there are some."""
     if "MASTER_ADDR" not in os.environ or "RANK" in os.environ or torch.cuda.is_available():
@@ -584,5 +584,5 @@ def start_processes():
 
 
 if __name__ == "__main__":
-    start_processes()
+    relaunch_under_torchrun()
     sys.exit(main())

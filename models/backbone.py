@@ -21,7 +21,7 @@ from models import base_model
 from models.base_model import CHAT_TEMPLATE, IMAGE
 
 
-def smart_size(height, width, factor, min_pixels, max_pixels):
+def smart_resize(height, width, factor, min_pixels, max_pixels):
     """The size Qwen2-VL sees: multiples of `factor`, area within bounds, aspect ratio kept (Qwen2-VL, sec. 2.1)."""
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"images must be no more than 200 times as long as wide, not {height} x {width}")
@@ -54,14 +54,14 @@ class Backbone(nn.Module):
     elsewhere: from the hub or folder `name`.
     """
 
-    def __init__(self, model, tokenizer, preprocessor, name, lora=None, min_pixels=0, files=None):
+    def __init__(self, model, tokenizer, preprocessor, name, lora=None, min_pixels=0, config_files=None):
         super().__init__()
-        self.name, self.tokenizer, self.lora, self.files = name, tokenizer, lora, files
+        self.name, self.tokenizer, self.lora, self.config_files = name, tokenizer, lora, config_files
         self.min_pixels, self.preprocessor = min_pixels, preprocessor
         self.dtype, self.load_in_4bit = str(model.dtype).removeprefix("torch."), getattr(model, "is_quantized", False)
         self.width = model.config.text_config.hidden_size
-        self.image_width = self.width + model.config.vision_config.embed_dim
-        self.base_hash = base_model.fingerprint(model)
+        self.patch_width = self.width + model.config.vision_config.embed_dim
+        self.base_hash = base_model.compute_base_hash(model)
         if lora:
             from peft import LoraConfig, get_peft_model
             model.requires_grad_(False)
@@ -71,25 +71,25 @@ class Backbone(nn.Module):
                 model = get_peft_model(model, LoraConfig(r=lora["r"], lora_alpha=lora["alpha"],
                                                          lora_dropout=lora["dropout"], target_modules=targets))
         self.model = model
-        self._tokens, self._layouts, self._kept, self.subword_dropout = {}, {}, None, 0.0
+        self._tokens, self._layouts, self._feature_cache, self.bpe_dropout = {}, {}, None, 0.0
 
     @classmethod
     def from_pretrained(cls, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", load_in_4bit=False):
         """From a hub name or a local folder, weights included. OSError where neither has it, at once."""
-        return cls(*base_model.load(name, dtype, attention, load_in_4bit), str(name), lora, min_pixels)
+        return cls(*base_model.load_pretrained(name, dtype, attention, load_in_4bit), str(name), lora, min_pixels)
 
     @classmethod
-    def from_files(cls, files, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", device="cpu"):
+    def from_files(cls, config_files, name, dtype="auto", lora=None, min_pixels=0, attention="sdpa", device="cpu"):
         """From the texts of a model folder's small files (`base_model.small_files`), without weights: random ones,
         which follow from torch's seed. `device` may be "meta"."""
-        return cls(*base_model.build(files, dtype, attention, device), name, lora, min_pixels, files)
+        return cls(*base_model.build_model(config_files, dtype, attention, device), name, lora, min_pixels, config_files)
 
-    def settings(self):
+    def init_kwargs(self):
         """What `from_pretrained` or `from_files` is to be told to build the same again."""
         return {"lora": self.lora, "dtype": self.dtype, "min_pixels": self.min_pixels} | (
             {"load_in_4bit": True} if self.load_in_4bit else {})
 
-    def checkpoint_activations(self):
+    def gradient_checkpointing_enable(self):
         """Keeps no activations inside the language model's layers and computes them again in the backward pass."""
         with warnings.catch_warnings(action="ignore", category=FutureWarning):      # its next name is too new for 5.0
             self.vlm.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -118,17 +118,17 @@ class Backbone(nn.Module):
             start, _, end = after.partition(goal) if goal else (after, "", "")
             self._tokens[goal] = encode(before), encode(after), encode(start), encode(end)
         before, after, start, end = self._tokens[goal]
-        if self.subword_dropout and self.training:
-            after = [*start, *self._cut(goal), *end]
+        if self.bpe_dropout and self.training:
+            after = [*start, *self._bpe_dropout(goal), *end]
         return before, after
 
-    def _cut(self, text):
+    def _bpe_dropout(self, text):
         """Token ids of a text whose words are cut at random."""
         tokenizer = self.tokenizer.backend_tokenizer
         text = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         ids = []
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
-            cuts = (torch.rand(len(word) - 1) < self.subword_dropout).nonzero().flatten().add(1).tolist()
+            cuts = (torch.rand(len(word) - 1) < self.bpe_dropout).nonzero().flatten().add(1).tolist()
             ids += [token.id for start, end in itertools.pairwise([0, *cuts, len(word)])
                     for token in tokenizer.model.tokenize(word[start:end])]
         return ids
@@ -146,7 +146,7 @@ class Backbone(nn.Module):
         return self._layouts[key]
 
     # --- the picture ------------------------------------------------------------------------------------------
-    def sizes(self):
+    def resize_limits(self):
         """What sizes a picture is brought to: sides are multiples of a number, its area lies between two others."""
         vision, settings = self.vlm.config.vision_config, self.preprocessor
         size = settings.get("size") or {}
@@ -158,7 +158,7 @@ class Backbone(nn.Module):
         """uint8 [B,H,W,3] -> normalised patches [B,P,3*p*p] in Qwen2-VL's merge order, and the grid (h, w)."""
         vision, settings = self.vlm.config.vision_config, self.preprocessor
         p, m = vision.patch_size, vision.spatial_merge_size
-        height, width = smart_size(*images.shape[1:3], *self.sizes())
+        height, width = smart_resize(*images.shape[1:3], *self.resize_limits())
         x = images.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[1:3]):
             # in whole numbers, as the official processor does on a CPU: in floating point edges come out otherwise
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         x = x.view(-1, 3, h // m, m, p, w // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
         return x.reshape(len(x), h * w, 3 * p * p), (h, w)
 
-    def vision(self, patches, grid):
+    def run_vision_tower(self, patches, grid):
         """The vision tower on a batch of equal grids: [B,P,3*p*p] -> image tokens [B,S,D] and the patches' features
         [B,P,E] that they merge. No loop over the pictures."""
         tower, m, (h, w) = self.vlm.visual, self.vlm.config.vision_config.spatial_merge_size, grid
@@ -178,7 +178,7 @@ class Backbone(nn.Module):
         kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)
         x = patches.to(kernel.dtype) @ kernel.T                                                        # [B,P,E]
         heads = tower.blocks[0].attn.num_heads if len(tower.blocks) else 1
-        cos, sin = self.angles(h, w, m, x.shape[-1] // heads, x.device)
+        cos, sin = self.rotary_embedding(h, w, m, x.shape[-1] // heads, x.device)
         for block in tower.blocks:
             q, k, v = block.attn.qkv(block.norm1(x)).view(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
             q, k = (_rotate(t.float(), cos, sin).to(v.dtype) for t in (q, k))
@@ -187,77 +187,77 @@ class Backbone(nn.Module):
             x = x + block.mlp(block.norm2(x))
         return tower.merger(x).view(len(x), h * w // m**2, -1), x
 
-    def angles(self, h, w, m, dim, device):
+    def rotary_embedding(self, h, w, m, dim, device):
         """Cosines and sines [P,dim] of the vision tower's 2-D rotary embedding (Qwen2-VL, sec. 2.1)."""
         key = h, w, dim, device
         if key not in self._layouts:
-            order = self.order(h, w, m, device)
+            order = self.patch_order(h, w, m, device)
             freq = 10000.0 ** (-torch.arange(0, dim // 2, 2, device=device, dtype=torch.float) / (dim // 2))
-            turns = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)
-            self._layouts[key] = turns.cos(), turns.sin()
+            angles = torch.cat([(order // w)[:, None] * freq, (order % w)[:, None] * freq], -1).repeat(1, 2)
+            self._layouts[key] = angles.cos(), angles.sin()
         return self._layouts[key]
 
     @contextlib.contextmanager
-    def keeping(self):
+    def cache_vision_features(self):
         """Within this context a frozen vision tower sees every picture once: what it made of it is kept, on the
         device, under the picture itself. PPO's epochs, and the rollout before them, are run in it."""
-        self._kept = {} if self.lora else None
+        self._feature_cache = {} if self.lora else None
         try:
             yield
         finally:
-            self._kept = None
+            self._feature_cache = None
 
-    def look(self, images):
+    def encode_image(self, images):
         """uint8 [B,H,W,3] -> image tokens [B,S,D], the patches' features [B,P,E], and the grid (h, w)."""
-        if self._kept is None:
+        if self._feature_cache is None:
             patches, grid = self.pixels(images)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.lora):
-                return *self.vision(patches, grid), grid
+                return *self.run_vision_tower(patches, grid), grid
         keys = [(image.shape, image.tobytes()) for image in images.cpu().numpy()]
-        new = {key: i for i, key in enumerate(keys) if key not in self._kept}
+        new = {key: i for i, key in enumerate(keys) if key not in self._feature_cache}
         if new:
-            kept, self._kept = self._kept, None
+            saved, self._feature_cache = self._feature_cache, None
             try:
-                tokens, features, grid = self.look(images[list(new.values())])
+                tokens, features, grid = self.encode_image(images[list(new.values())])
             finally:
-                self._kept = kept
-            kept |= {key: (*rows, grid) for key, *rows in zip(new, tokens, features, strict=True)}
-        tokens, features, grids = zip(*(self._kept[key] for key in keys), strict=True)
+                self._feature_cache = saved
+            saved |= {key: (*rows, grid) for key, *rows in zip(new, tokens, features, strict=True)}
+        tokens, features, grids = zip(*(self._feature_cache[key] for key in keys), strict=True)
         return torch.stack(tokens), torch.stack(features), grids[0]
 
     def forward(self, images, goals):
-        image, features, (h, w) = self.look(images)
+        image, features, (h, w) = self.encode_image(images)
         m = self.vlm.config.vision_config.spatial_merge_size
-        text, ends, hidden = self._read_all(image, goals, (h // m, w // m))
-        return text, ends, self.seen(hidden, features), self.centres(h, w, m, self.device)
+        text, last_index, hidden = self._encode_batch(image, goals, (h // m, w // m))
+        return text, last_index, self.patch_features(hidden, features), self.patch_centers(h, w, m, self.device)
 
-    def read(self, goals):
+    def encode_text(self, goals):
         """As `forward` without a picture -> text [B,T,D], ends [B]."""
-        return self._read_all(torch.zeros(len(goals), 0, self.width, device=self.device), goals, (0, 0))[:2]
+        return self._encode_batch(torch.zeros(len(goals), 0, self.width, device=self.device), goals, (0, 0))[:2]
 
-    def _read_all(self, image, goals, grid):
+    def _encode_batch(self, image, goals, grid):
         """The language model on image tokens [B,S,D] and B sentences -> as `_read`."""
         prompts = [self.prompt(goal) for goal in goals]
         before, texts = prompts[0][0], [after for _, after in prompts]
         order = np.argsort([len(text) for text in texts], kind="stable")        # of like length together: less padding
         groups = max(1, len(order) // 16) if self.device.type == "cpu" else 1     # a GPU would rather have them at once
-        shared, longest, parts = self._begin(before, len(texts)), max(map(len, texts)), []
+        shared, longest, parts = self._prefix_kv_cache(before, len(texts)), max(map(len, texts)), []
         for group in np.array_split(order, groups):
-            text, hidden = self._read(before, shared, image[torch.from_numpy(group).to(self.device)],
+            text, hidden = self._run_language_model(before, shared, image[torch.from_numpy(group).to(self.device)],
                                       [texts[i] for i in group], grid)
             parts.append((F.pad(text, (0, 0, 0, longest - text.shape[1])), hidden))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         text, hidden = (torch.cat(part)[back] for part in zip(*parts, strict=True))
         return text, torch.tensor([len(text) - 1 for text in texts], device=self.device), hidden
 
-    def _begin(self, before, count):
+    def _prefix_kv_cache(self, before, count):
         """Keys and values [1,heads,len(before),d] of every layer for the tokens that all `count` prompts begin with:
         they see nothing of picture and sentence, so they are the same for all. None where it is not worth it."""
         model = self.vlm.language_model
         # layers whose activations are computed again take no cache
-        again = model.training and torch.is_grad_enabled() and any(
+        recompute = model.training and torch.is_grad_enabled() and any(
             getattr(layer, "gradient_checkpointing", False) for layer in model.layers)
-        if count == 1 or len(before) < 4 or again:
+        if count == 1 or len(before) < 4 or recompute:
             return None
         from transformers import DynamicCache
         cache = DynamicCache()
@@ -266,7 +266,7 @@ class Backbone(nn.Module):
               attention_mask=self.causal(0, 0, ids), position_ids=places.expand(3, 1, -1))
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _read(self, before, shared, image, texts, grid):
+    def _run_language_model(self, before, shared, image, texts, grid):
         """The language model on token ids `before` or what `_begin` made of them (`shared`), image tokens [B,S,D] of a
         `grid`, and B texts of token ids -> the hidden states of the texts [B,T,D] and of the image [B,S,D]."""
         # padded on the right: under a causal mask no token sees what comes after it
@@ -280,16 +280,16 @@ class Backbone(nn.Module):
         positions = self.positions(start, grid, start + tokens.shape[1], device).expand(-1, len(texts), -1)
         if shared is None:
             prefix = embed(torch.tensor(before, device=device)).expand(len(texts), -1, -1)
-            how = {"inputs_embeds": torch.cat([prefix, tokens], 1), "position_ids": positions, "use_cache": False,
+            kwargs = {"inputs_embeds": torch.cat([prefix, tokens], 1), "position_ids": positions, "use_cache": False,
                    "attention_mask": self.causal(0, 0, tokens)}
         else:
             from transformers import DynamicCache
             cache = DynamicCache()
             for i, (keys, values) in enumerate(shared):
                 cache.update(keys.expand(len(texts), -1, -1, -1), values.expand(len(texts), -1, -1, -1), i)
-            how = {"inputs_embeds": tokens, "position_ids": positions[..., start:], "use_cache": True,
+            kwargs = {"inputs_embeds": tokens, "position_ids": positions[..., start:], "use_cache": True,
                    "past_key_values": cache, "attention_mask": self.causal(start, tokens.shape[1], tokens)}
-        hidden = self.vlm.language_model(**how).last_hidden_state[:, -tokens.shape[1]:].float()
+        hidden = self.vlm.language_model(**kwargs).last_hidden_state[:, -tokens.shape[1]:].float()
         return hidden[:, s:], hidden[:, :s]
 
     def causal(self, start, length, tokens):
@@ -308,20 +308,20 @@ class Backbone(nn.Module):
         return {"full_attention": self._layouts[key]}
 
     @staticmethod
-    def seen(hidden, features):
+    def patch_features(hidden, features):
         """What is known of every patch [B,P,D+E]: its token's hidden state (of [B,S,D]) and its features [B,P,E]."""
         hidden = hidden.repeat_interleave(features.shape[1] // hidden.shape[1], 1)
         return torch.cat([hidden, F.layer_norm(features.float(), features.shape[-1:])], -1)
 
     @staticmethod
-    def order(h, w, m, device):
+    def patch_order(h, w, m, device):
         """The grid's cells, row * w + column, in the order of the patches [P]: m*m that are merged are neighbours."""
         return torch.arange(h * w, device=device).view(h // m, m, w // m, m).transpose(1, 2).flatten()
 
     @classmethod
-    def centres(cls, h, w, m, device):
+    def patch_centers(cls, h, w, m, device):
         """Centres [P,2] (x, y) in [0, 1] of the patches of a grid (h, w)."""
-        order = cls.order(h, w, m, device)
+        order = cls.patch_order(h, w, m, device)
         return torch.stack([(order % w + 0.5) / w, (order // w + 0.5) / h], -1)
 
     @property

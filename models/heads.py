@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 SQRT2 = math.sqrt(2.0)
-STEEP = 8.0     # scale of what is seen: a choice that flips within a few pixels takes weights that are steep early on
+FEATURE_GAIN = 8.0     # scale of what is seen: a choice that flips within a few pixels takes weights that are steep early on
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -23,19 +23,19 @@ class HybridSpec:
     `uses[k][a]` says whether type k reads column a. `point` are the two columns that are image coordinates."""
     low: tuple
     high: tuple
-    uses: tuple
+    used_params: tuple
     continuous: tuple
-    point: tuple
+    xy_params: tuple
     categorical: int
 
     @classmethod
-    def of(cls, d):
-        floats = {key: tuple(float(v) for v in d[key]) for key in ("low", "high")}
-        ints = {key: tuple(int(v) for v in d[key]) for key in ("continuous", "point")}
-        uses = tuple(tuple(bool(v) for v in row) for row in d["uses"])
-        return cls(**floats, **ints, uses=uses, categorical=int(d["categorical"]))
+    def from_dict(cls, d):
+        floats = {keys: tuple(float(v) for v in d[keys]) for keys in ("low", "high")}
+        ints = {keys: tuple(int(v) for v in d[keys]) for keys in ("continuous", "xy_params")}
+        used_params = tuple(tuple(bool(v) for v in row) for row in d["used_params"])
+        return cls(**floats, **ints, used_params=used_params, categorical=int(d["categorical"]))
 
-    def head(self, *widths):
+    def make_head(self, *widths):
         return HybridHead(self, *widths)
 
 
@@ -46,10 +46,10 @@ class DiscreteSpec:
     names: tuple = ()
 
     @classmethod
-    def of(cls, d):
+    def from_dict(cls, d):
         return cls(int(d["n"]), tuple(d["names"]))
 
-    def head(self, width, image_width, hidden, init_std):
+    def make_head(self, width, image_width, hidden, init_std):
         return DiscreteHead(self, width, image_width, hidden)
 
 
@@ -60,28 +60,28 @@ class BoxSpec:
     high: tuple
 
     @classmethod
-    def of(cls, d):
-        return cls(*(tuple(float(v) for v in d[key]) for key in ("low", "high")))
+    def from_dict(cls, d):
+        return cls(*(tuple(float(v) for v in d[keys]) for keys in ("low", "high")))
 
-    def head(self, *widths):
+    def make_head(self, *widths):
         return BoxHead(self, *widths)
 
 
 def spec_from_dict(d):
     """The spec that `dataclasses.asdict` made plain data of."""
-    return (HybridSpec if "uses" in d else DiscreteSpec if "n" in d else BoxSpec).of(d)
+    return (HybridSpec if "used_params" in d else DiscreteSpec if "n" in d else BoxSpec).from_dict(d)
 
 
 def spec_from_space(space):
     """From a Gymnasium space: Discrete (with `names`, if it has some), a bounded Box of one axis, or one that carries
     the layout of a hybrid action (simulator.goal_env.HybridAction). TypeError for any other."""
     from gymnasium import spaces
-    if hasattr(space, "uses"):
-        return HybridSpec.of(vars(space) | {"low": space.low, "high": space.high})
+    if hasattr(space, "used_params"):
+        return HybridSpec.from_dict(vars(space) | {"low": space.low, "high": space.high})
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return DiscreteSpec(int(space.n), tuple(getattr(space, "names", ())))
     if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.is_bounded():
-        return BoxSpec.of({"low": space.low, "high": space.high})
+        return BoxSpec.from_dict({"low": space.low, "high": space.high})
     raise TypeError(f"no action head for {space}: give Discrete(n), a bounded Box of one axis, or a HybridAction")
 
 
@@ -115,38 +115,38 @@ class UnitTruncatedNormal:
         return 0.5 + LOG_SQRT_2PI + self.std.log() + log_z + (alpha * phi(alpha) - beta * phi(beta)) / (2 * log_z.exp())
 
 
-class Looked:
+class ActionDistribution:
     """What a head looked at before it decided: `glances` [B,G,P], its attention for patches with `centres` [P,2], and
     `due` [B,S], logits, which goal of the plan it serves. Distributions of actions inherit it."""
 
-    def looked(self, glances, centres, due):
-        self.glances, self.centres, self.due = glances, centres, due
+    def with_attention(self, attn_weights, patch_xy, subgoal):
+        self.attn_weights, self.patch_xy, self.subgoal = attn_weights, patch_xy, subgoal
         return self
 
-    def log_looked(self, actions, places, due):
+    def attention_log_prob(self, actions, object_xy, subgoal):
         """Log of the attention [B] for what there is to see where `actions` are right: the `places` [B,R,2], shares of
         the picture, and the goal that is `due` [B]. As a loss of its own it teaches to tell things apart, long before
         the likelihood of the actions does."""
-        return self.log_glanced(places) + self.log_due(due)
+        return self.patch_log_prob(object_xy) + self.subgoal_log_prob(subgoal)
 
-    def log_glanced(self, places):
+    def patch_log_prob(self, object_xy):
         """Log of the attention [B] of the first glances for the patches nearest to `places` [B,R,2], shares of the
         picture, summed over R; a place that is NaN does not count."""
-        known = places.isfinite().all(-1)
-        patch = torch.cdist(places.nan_to_num(), self.centres).argmin(-1)
-        looked = self.glances[:, :places.shape[1]].gather(2, patch[..., None]).squeeze(-1)
-        return (known * (looked + 1e-6).log()).sum(-1)
+        known = object_xy.isfinite().all(-1)
+        patch = torch.cdist(object_xy.nan_to_num(), self.patch_xy).argmin(-1)
+        attention_output = self.attn_weights[:, :object_xy.shape[1]].gather(2, patch[..., None]).squeeze(-1)
+        return (known * (attention_output + 1e-6).log()).sum(-1)
 
-    def log_due(self, number):
+    def subgoal_log_prob(self, number):
         """Log-probability [B] that the goal which is served is the one of this `number` [B] in its plan."""
-        return self.due.log_softmax(-1).gather(1, number[:, None]).squeeze(1)
+        return self.subgoal.log_softmax(-1).gather(1, number[:, None]).squeeze(1)
 
-    def hold_spread(self):
+    def detach_std(self):
         """Leaves how far samples spread out of the gradient: it is PPO's to learn, and likelihood of an expert's
         actions would shrink it until every ratio explodes."""
 
 
-class Categorical(Looked):
+class Categorical(ActionDistribution):
     """One of n actions, from `logits` [B,n]; actions int64 [B]."""
 
     def __init__(self, logits):
@@ -165,7 +165,7 @@ class Categorical(Looked):
         return self.pi.entropy()
 
 
-class BoxDistribution(Looked):
+class BoxDistribution(ActionDistribution):
     """Independent truncated normals: modes `mean` [B,A] in [0, 1], shares of each number's range, and `std` [A];
     actions float32 [B,A]."""
 
@@ -189,11 +189,11 @@ class BoxDistribution(Looked):
     def entropy(self):
         return self.unit.entropy().sum(-1)
 
-    def hold_spread(self):
+    def detach_std(self):
         self.std = self.std.detach()
 
 
-class HybridDistribution(Looked):
+class HybridDistribution(ActionDistribution):
     """p(type) times, for each parameter that the type uses, p(parameter | type).
 
     `type_logits` [B,K]; the image point (x, y) given a type is a mixture of M truncated normals with weights
@@ -204,69 +204,69 @@ class HybridDistribution(Looked):
 
     def __init__(self, spec, type_logits, mode_logits, point, other, std, class_logits, attention=None):
         self.spec, self.type_logits, self.class_logits = spec, type_logits, class_logits
-        self.mode_logits, self.point, self.other, self.std = mode_logits, point, other, std
+        self.mode_logits, self.point, self.param_mean, self.std = mode_logits, point, other, std
         self.attention = attention
         tensor = lambda values: torch.tensor(values, dtype=point.dtype, device=point.device)
         low, high = tensor(spec.low), tensor(spec.high)
         columns = list(spec.continuous)
         self.low, self.default, self.range = low[columns], low, (high - low)[columns]
-        uses = tensor(spec.uses)
-        self.uses_point, self.uses_other = uses[:, columns[0]], uses[:, columns[2:]]
-        self.uses_class = uses[:, spec.categorical]
+        used_params = tensor(spec.used_params)
+        self.uses_point, self.uses_other = used_params[:, columns[0]], used_params[:, columns[2:]]
+        self.uses_class = used_params[:, spec.categorical]
 
     def sample(self, deterministic=False):
         """Actions [B,A], float32: the columns that the drawn type does not use stay at their low end."""
         draw = (lambda logits: logits.argmax(-1)) if deterministic else (
             lambda logits: torch.distributions.Categorical(logits=logits).sample())
-        kind, classes = draw(self.type_logits), draw(self.class_logits)
-        rows = torch.arange(len(kind), device=kind.device)
-        mode = draw(self.mode_logits[rows, kind])
-        mean = torch.cat([self.point[rows, kind, mode], self.other[rows, kind]], -1)
-        unit = mean if deterministic else UnitTruncatedNormal(mean, self.std[kind]).sample()
-        used = torch.cat([self.uses_point[kind, None].expand(-1, 2), self.uses_other[kind]], -1).bool()
-        actions = self.default.repeat(len(kind), 1)
-        actions[:, 0] = kind.to(actions.dtype)
+        action_type, classes = draw(self.type_logits), draw(self.class_logits)
+        rows = torch.arange(len(action_type), device=action_type.device)
+        mode = draw(self.mode_logits[rows, action_type])
+        mean = torch.cat([self.point[rows, action_type, mode], self.param_mean[rows, action_type]], -1)
+        unit = mean if deterministic else UnitTruncatedNormal(mean, self.std[action_type]).sample()
+        used = torch.cat([self.uses_point[action_type, None].expand(-1, 2), self.uses_other[action_type]], -1).bool()
+        actions = self.default.repeat(len(action_type), 1)
+        actions[:, 0] = action_type.to(actions.dtype)
         actions[:, list(self.spec.continuous)] = torch.where(used, self.low + unit * self.range, self.low)
-        actions[:, self.spec.categorical] = classes * self.uses_class[kind]
+        actions[:, self.spec.categorical] = classes * self.uses_class[action_type]
         return actions.float()
 
     def log_prob(self, actions):
         """Log-probability [B] of actions [B,A]: of the type, and of the parameters that this type uses only."""
-        kind = actions[:, 0].round().long()
-        rows = torch.arange(len(kind), device=kind.device)
+        action_type = actions[:, 0].round().long()
+        rows = torch.arange(len(action_type), device=action_type.device)
         unit = ((actions[:, list(self.spec.continuous)] - self.low) / self.range).clamp(0, 1)
-        std = self.std[kind]
-        modes = UnitTruncatedNormal(self.point[rows, kind], std[:, None, :2]).log_prob(unit[:, None, :2]).sum(-1)
-        point = (self.mode_logits[rows, kind].log_softmax(-1) + modes).logsumexp(-1)
-        other = UnitTruncatedNormal(self.other[rows, kind], std[:, 2:]).log_prob(unit[:, 2:])
+        std = self.std[action_type]
+        num_modes = UnitTruncatedNormal(self.point[rows, action_type], std[:, None, :2]).log_prob(unit[:, None, :2]).sum(-1)
+        point = (self.mode_logits[rows, action_type].log_softmax(-1) + num_modes).logsumexp(-1)
+        other = UnitTruncatedNormal(self.param_mean[rows, action_type], std[:, 2:]).log_prob(unit[:, 2:])
         classes = self.class_logits.log_softmax(-1)[rows, actions[:, self.spec.categorical].round().long()]
-        return (self.type_logits.log_softmax(-1)[rows, kind] + self.uses_point[kind] * point
-                + (self.uses_other[kind] * other).sum(-1) + self.uses_class[kind] * classes)
+        return (self.type_logits.log_softmax(-1)[rows, action_type] + self.uses_point[action_type] * point
+                + (self.uses_other[action_type] * other).sum(-1) + self.uses_class[action_type] * classes)
 
-    def log_attended(self, actions):
+    def point_log_prob(self, actions):
         """Log of the attention [B] that the patch nearest to the points of `actions` [B,A] gets; 0 but for types that
         change a property of one thing, whose point is where that thing is."""
-        kind = actions[:, 0].round().long()
-        rows = torch.arange(len(kind), device=kind.device)
+        action_type = actions[:, 0].round().long()
+        rows = torch.arange(len(action_type), device=action_type.device)
         unit = ((actions[:, list(self.spec.continuous)] - self.low) / self.range)[:, :2]
-        patch = torch.cdist(unit, self.centres).argmin(-1)
-        weights = self.mode_logits[rows, kind].softmax(-1)
-        attended = (weights * self.attention[rows, kind, :, patch]).sum(-1)
-        return self.uses_point[kind] * self.uses_class[kind] * (attended + 1e-6).log()
+        patch = torch.cdist(unit, self.patch_xy).argmin(-1)
+        weights = self.mode_logits[rows, action_type].softmax(-1)
+        attended = (weights * self.attention[rows, action_type, :, patch]).sum(-1)
+        return self.uses_point[action_type] * self.uses_class[action_type] * (attended + 1e-6).log()
 
-    def log_looked(self, actions, places, due):
-        return self.log_attended(actions) + super().log_looked(actions, places, due)
+    def attention_log_prob(self, actions, object_xy, subgoal):
+        return self.point_log_prob(actions) + super().attention_log_prob(actions, object_xy, subgoal)
 
-    def hold_spread(self):
+    def detach_std(self):
         self.std = self.std.detach()
 
     def entropy(self):
         """H(type) + sum over types of p(type) H(what the type uses), [B]. Exact but for the mixture of the point, for
         which it is the entropy of mode and point together (an upper bound of the point's own)."""
         h = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        modes = UnitTruncatedNormal(self.point, self.std[:, None, :2]).entropy().sum(-1)                  # [B,K,M]
-        point = h(self.mode_logits) + (self.mode_logits.softmax(-1) * modes).sum(-1)
-        other = UnitTruncatedNormal(self.other, self.std[:, 2:]).entropy()
+        num_modes = UnitTruncatedNormal(self.point, self.std[:, None, :2]).entropy().sum(-1)                  # [B,K,M]
+        point = h(self.mode_logits) + (self.mode_logits.softmax(-1) * num_modes).sum(-1)
+        other = UnitTruncatedNormal(self.param_mean, self.std[:, 2:]).entropy()
         given_type = (self.uses_point * point + (self.uses_other * other).sum(-1)
                       + self.uses_class * h(self.class_logits)[:, None])
         return h(self.type_logits) + (self.type_logits.softmax(-1) * given_type).sum(-1)
@@ -280,7 +280,7 @@ def _mlp(width, hidden):
     return nn.Sequential(*layers), width
 
 
-class LookingHead(nn.Module):
+class AttentionActionHead(nn.Module):
     """What every action head begins with: a trunk on what is known of the goal, and a few glances at the picture.
 
     What to do depends on the picture too (is it warm yet?), and by way of the last token alone that is learned far more
@@ -289,79 +289,79 @@ class LookingHead(nn.Module):
     holds in plans that were never trained.
     """
 
-    def __init__(self, width, image_width, hidden, key_width=32, glances=8):
+    def __init__(self, width, image_width, hidden, key_width=32, attn_weights=8):
         super().__init__()
         self.key_width = key_width
         self.trunk, self.out = _mlp(width, hidden)
-        self.glance = nn.Linear(self.out, glances * key_width)
-        self.join = nn.Sequential(nn.Linear(self.out + glances * key_width, self.out), nn.GELU(),
+        self.query = nn.Linear(self.out, attn_weights * key_width)
+        self.fuse = nn.Sequential(nn.Linear(self.out + attn_weights * key_width, self.out), nn.GELU(),
                                   nn.Linear(self.out, self.out))
-        self.due = nn.Sequential(nn.Linear(self.out + glances * key_width, self.out), nn.GELU(), nn.Linear(self.out, 1))
-        self.key, self.look = nn.Linear(image_width, key_width), nn.Linear(image_width, key_width)
-        self.place = nn.Linear(10, key_width)
+        self.subgoal = nn.Sequential(nn.Linear(self.out + attn_weights * key_width, self.out), nn.GELU(), nn.Linear(self.out, 1))
+        self.key_proj, self.value_proj = nn.Linear(image_width, key_width), nn.Linear(image_width, key_width)
+        self.pos_embed = nn.Linear(10, key_width)
 
-    def see(self, goals, image, centres):
+    def encode(self, goals, patches, patch_xy):
         """What is known of each goal of a plan [B,S,W], image [B,P,D+E], and the patches' centres [P,2] in [0,1] (x, y)
         -> z [B,out]; `attend`, a function of queries; the patches as seen [B,P,key]; what was looked at."""
         # the backbone knows places only relative to each other (RoPE): tell the keys where they lie
-        waves = [f(math.pi * k * centres) for k in (1, 2) for f in (torch.sin, torch.cos)]
-        place = self.place(torch.cat([centres, *waves], -1))                                              # [P,key]
-        key, look = self.key(image) + place, self.look(image) + place                                     # [B,P,key]
+        fourier = [f(math.pi * k * patch_xy) for k in (1, 2) for f in (torch.sin, torch.cos)]
+        pos = self.pos_embed(torch.cat([patch_xy, *fourier], -1))                                              # [P,key]
+        keys, value_feats = self.key_proj(patches) + pos, self.value_proj(patches) + pos                                     # [B,P,key]
 
         def attend(query):     # not divided by the square root of the width: the queries would take too long to grow
-            return (query.view(len(goals), -1, self.key_width) @ key.transpose(1, 2)).softmax(-1)
+            return (query.view(len(goals), -1, self.key_width) @ keys.transpose(1, 2)).softmax(-1)
 
         z = self.trunk(goals)                                                                         # [B,S,out]
-        glances = attend(self.glance(z))                                                              # [B,S*G,P]
-        around = F.gelu(glances @ look).view(*z.shape[:2], -1)                                        # [B,S,G*key]
-        around = torch.cat([z, STEEP * around], -1)
-        z, due = z + self.join(around), self.due(around).squeeze(-1)                                  # due: [B,S]
-        z, glances = (torch.einsum("bs,bs...->b...", due.softmax(-1), each)
-                      for each in (z, glances.view(*z.shape[:2], -1, len(centres))))
-        return z, attend, look, (glances, centres, due)
+        attn_weights = attend(self.query(z))                                                              # [B,S*G,P]
+        attended_feats = F.gelu(attn_weights @ value_feats).view(*z.shape[:2], -1)                                        # [B,S,G*key]
+        attended_feats = torch.cat([z, FEATURE_GAIN * attended_feats], -1)
+        z, subgoal = z + self.fuse(attended_feats), self.subgoal(attended_feats).squeeze(-1)                                  # due: [B,S]
+        z, attn_weights = (torch.einsum("bs,bs...->b...", subgoal.softmax(-1), each)
+                      for each in (z, attn_weights.view(*z.shape[:2], -1, len(patch_xy))))
+        return z, attend, value_feats, (attn_weights, patch_xy, subgoal)
 
 
-class DiscreteHead(LookingHead):
+class DiscreteHead(AttentionActionHead):
     """Action head of n named or numbered actions."""
 
     def __init__(self, spec, width, image_width, hidden):
         super().__init__(width, image_width, hidden)
         self.spec, self.logits = spec, nn.Linear(self.out, spec.n)
-        _begin_near_uniform(self.logits)
+        init_small(self.logits)
 
-    def forward(self, goals, image, centres):
+    def forward(self, goals, patches, patch_xy):
         """As `see` -> Categorical."""
-        z, _, _, looked = self.see(goals, image, centres)
-        return Categorical(self.logits(z)).looked(*looked)
+        z, _, _, attention_output = self.encode(goals, patches, patch_xy)
+        return Categorical(self.logits(z)).with_attention(*attention_output)
 
 
-class BoxHead(LookingHead):
+class BoxHead(AttentionActionHead):
     """Action head of a bounded vector."""
 
     def __init__(self, spec, width, image_width, hidden, init_std):
         super().__init__(width, image_width, hidden)
         self.spec, self.mean = spec, nn.Linear(self.out, len(spec.low))
         self.log_std = nn.Parameter(torch.full((len(spec.low),), math.log(init_std)))
-        _begin_near_uniform(self.mean)
+        init_small(self.mean)
 
-    def forward(self, goals, image, centres):
+    def forward(self, goals, patches, patch_xy):
         """As `see` -> BoxDistribution."""
-        z, _, _, looked = self.see(goals, image, centres)
-        return BoxDistribution(self.spec, torch.sigmoid(self.mean(z)), _bounded(self.log_std)).looked(*looked)
+        z, _, _, attention_output = self.encode(goals, patches, patch_xy)
+        return BoxDistribution(self.spec, torch.sigmoid(self.mean(z)), clamp_log_std(self.log_std)).with_attention(*attention_output)
 
 
-def _begin_near_uniform(*layers):
+def init_small(*layers):
     """Near uniform types and middling parameters at first."""
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)
 
 
-def _bounded(log_std):
+def clamp_log_std(log_std):
     return log_std.clamp(math.log(0.02), math.log(0.5)).exp()
 
 
-class HybridHead(LookingHead):
+class HybridHead(AttentionActionHead):
     """Action head of a hybrid space: type, parameters and class.
 
     Image coordinates are pointed at: for each type a few queries attend over the picture's patches; the expectation of
@@ -369,39 +369,39 @@ class HybridHead(LookingHead):
     does not learn to localise in minutes, and a single mode cannot say "here or there".
     """
 
-    def __init__(self, spec, width, image_width, hidden, init_std, modes=4):
+    def __init__(self, spec, width, image_width, hidden, init_std, num_modes=4):
         super().__init__(width, image_width, hidden)
-        if tuple(spec.continuous[:2]) != tuple(spec.point):
+        if tuple(spec.continuous[:2]) != tuple(spec.xy_params):
             raise ValueError("the first two continuous columns must be the image coordinates")
         self.spec, out = spec, self.out
-        self.kinds, self.modes, others = len(spec.uses), modes, len(spec.continuous) - 2
+        self.num_types, self.num_modes, others = len(spec.used_params), num_modes, len(spec.continuous) - 2
         classes = int(spec.high[spec.categorical] - spec.low[spec.categorical]) + 1
-        self.kind, self.classes = nn.Linear(out, self.kinds), nn.Linear(out, classes)
-        self.mode, self.other = nn.Linear(out, self.kinds * modes), nn.Linear(out, self.kinds * others)
-        self.query, self.aim = (nn.Linear(out, self.kinds * modes * self.key_width) for _ in range(2))
+        self.action_type, self.class_head = nn.Linear(out, self.num_types), nn.Linear(out, classes)
+        self.mixture_head, self.param_head = nn.Linear(out, self.num_types * num_modes), nn.Linear(out, self.num_types * others)
+        self.point_query, self.point_query_bias = (nn.Linear(out, self.num_types * num_modes * self.key_width) for _ in range(2))
         self.offset = nn.Linear(self.key_width, 2)
-        self.seen = nn.Parameter(torch.zeros(self.kinds, modes * self.key_width, modes + others + classes))
-        self.log_std = nn.Parameter(torch.full((self.kinds, len(spec.continuous)), math.log(init_std)))
-        _begin_near_uniform(self.kind, self.mode, self.other, self.classes)
+        self.point_out = nn.Parameter(torch.zeros(self.num_types, num_modes * self.key_width, num_modes + others + classes))
+        self.log_std = nn.Parameter(torch.full((self.num_types, len(spec.continuous)), math.log(init_std)))
+        init_small(self.action_type, self.mixture_head, self.param_head, self.class_head)
 
-    def forward(self, goals, image, centres):
+    def forward(self, goals, patches, patch_xy):
         """As `see` -> HybridDistribution."""
-        z, attend, look, looked = self.see(goals, image, centres)
-        attention = attend(self.query(z))                                                             # [B,K*M,P]
-        per_kind = lambda values, *shape: values.view(len(z), self.kinds, *shape)
-        seen = F.gelu(attention @ look + self.aim(z).view(len(z), -1, self.key_width))                # [B,K*M,key]
-        point = (attention @ centres + 0.5 * torch.tanh(self.offset(seen))).clamp(0, 1)
+        z, attend, value_feats, attention_output = self.encode(goals, patches, patch_xy)
+        attention = attend(self.point_query(z))                                                             # [B,K*M,P]
+        per_kind = lambda values, *shape: values.view(len(z), self.num_types, *shape)
+        point_features = F.gelu(attention @ value_feats + self.point_query_bias(z).view(len(z), -1, self.key_width))                # [B,K*M,key]
+        point = (attention @ patch_xy + 0.5 * torch.tanh(self.offset(point_features))).clamp(0, 1)
         # which mode, how strongly and which class depends on what was seen there
-        mode, other, classes = torch.einsum("bkh,kho->bko", STEEP * per_kind(seen, -1), self.seen).split(
-            [self.modes, self.other.out_features // self.kinds, self.classes.out_features], -1)
-        uses_class = torch.tensor([row[self.spec.categorical] for row in self.spec.uses], device=z.device)
-        classes = self.classes(z) + (classes * uses_class[:, None]).sum(1)
-        return HybridDistribution(self.spec, self.kind(z), per_kind(self.mode(z), -1) + mode,
-                                  per_kind(point, self.modes, 2), torch.sigmoid(per_kind(self.other(z), -1) + other),
-                                  _bounded(self.log_std), classes, per_kind(attention, self.modes, -1)).looked(*looked)
+        mode, other, classes = torch.einsum("bkh,kho->bko", FEATURE_GAIN * per_kind(point_features, -1), self.point_out).split(
+            [self.num_modes, self.param_head.out_features // self.num_types, self.class_head.out_features], -1)
+        uses_class = torch.tensor([row[self.spec.categorical] for row in self.spec.used_params], device=z.device)
+        classes = self.class_head(z) + (classes * uses_class[:, None]).sum(1)
+        return HybridDistribution(self.spec, self.action_type(z), per_kind(self.mixture_head(z), -1) + mode,
+                                  per_kind(point, self.num_modes, 2), torch.sigmoid(per_kind(self.param_head(z), -1) + other),
+                                  clamp_log_std(self.log_std), classes, per_kind(attention, self.num_modes, -1)).with_attention(*attention_output)
 
 
-class ReadingHead(nn.Module):
+class GoalParserHead(nn.Module):
     """Which of `words` a sentence says (`simulator.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one
     of the plan.
 
@@ -409,50 +409,50 @@ class ReadingHead(nn.Module):
     other goal: a sentence that joins two goals which training never joined is read as well.
     """
 
-    def __init__(self, width, words):
+    def __init__(self, width, slots):
         super().__init__()
-        numbers = sorted({word.split()[0] for word in words if word[0].isdigit()})
-        names = sorted({word.partition(" ")[2] for word in words if word[0].isdigit()})
-        self.of_plan = [i for i, word in enumerate(words) if not word[0].isdigit()]
-        column = {word: i for i, word in enumerate(words)}
-        self.of_goals = [[column.get(f"{number} {name}", len(words)) for name in names] for number in numbers]
-        table = [*(f"{number} {name}" for number in numbers for name in names), *(words[i] for i in self.of_plan)]
-        self.order = [table.index(word) for word in words]
+        numbers = sorted({word.split()[0] for word in slots if word[0].isdigit()})
+        names = sorted({word.partition(" ")[2] for word in slots if word[0].isdigit()})
+        self.plan_columns = [i for i, word in enumerate(slots) if not word[0].isdigit()]
+        column = {word: i for i, word in enumerate(slots)}
+        self.goal_columns = [[column.get(f"{number} {name}", len(slots)) for name in names] for number in numbers]
+        table = [*(f"{number} {name}" for number in numbers for name in names), *(slots[i] for i in self.plan_columns)]
+        self.order = [table.index(word) for word in slots]
         # no layers without outputs: FSDP does not know what to do with parameters that are empty
-        self.where = nn.Linear(width, len(numbers), bias=False) if numbers else None
-        self.goal = nn.Linear(width, len(names)) if names else None
-        self.plan = nn.Linear(width, len(self.of_plan)) if self.of_plan else None
-        for layer in (self.goal, self.plan):
+        self.token_query = nn.Linear(width, len(numbers), bias=False) if numbers else None
+        self.slot_head = nn.Linear(width, len(names)) if names else None
+        self.plan_head = nn.Linear(width, len(self.plan_columns)) if self.plan_columns else None
+        for layer in (self.slot_head, self.plan_head):
             if layer:
                 nn.init.constant_(layer.bias, -3.0)      # most words are not said
 
-    def forward(self, text, ends):
+    def forward(self, text, last_index):
         """text [B,T,D], of which [0, ends[b]] is sentence b -> logits [B,V]."""
-        said = [text.new_zeros(len(text), 0)]
-        if self.goal:
-            after = torch.arange(text.shape[1], device=text.device) > ends[:, None]
-            tokens = self.where(text).masked_fill(after[..., None], -math.inf).softmax(1)                  # [B,T,S]
-            said.append(self.goal(tokens.transpose(1, 2) @ text).flatten(1))
-        if self.plan:
-            said.append(self.plan(last_of(text, ends)))
-        return torch.cat(said, -1)[:, self.order]
+        slot_logits = [text.new_zeros(len(text), 0)]
+        if self.slot_head:
+            after = torch.arange(text.shape[1], device=text.device) > last_index[:, None]
+            tokens = self.token_query(text).masked_fill(after[..., None], -math.inf).softmax(1)                  # [B,T,S]
+            slot_logits.append(self.slot_head(tokens.transpose(1, 2) @ text).flatten(1))
+        if self.plan_head:
+            slot_logits.append(self.plan_head(last_token(text, last_index)))
+        return torch.cat(slot_logits, -1)[:, self.order]
 
-    def by_goal(self, said):
+    def to_goal_features(self, slot_logits):
         """Logits [B,V] -> what each goal of the plan is taken to be [B,S,W], probabilities: its number, its words, and
         the plan's."""
-        said = F.pad(said.sigmoid(), (0, 1))        # what is never said of a goal: 0
-        goals = said[:, self.of_goals]
-        plan = said[:, None, self.of_plan].expand(-1, goals.shape[1], -1)
-        number = torch.eye(goals.shape[1], device=said.device).expand(len(said), -1, -1)
+        slot_logits = F.pad(slot_logits.sigmoid(), (0, 1))        # what is never said of a goal: 0
+        goals = slot_logits[:, self.goal_columns]
+        plan = slot_logits[:, None, self.plan_columns].expand(-1, goals.shape[1], -1)
+        number = torch.eye(goals.shape[1], device=slot_logits.device).expand(len(slot_logits), -1, -1)
         return torch.cat([number, goals, plan], -1)
 
 
-def last_of(text, ends):
+def last_token(text, last_index):
     """The hidden state [B,D] of each sentence's last token, from text [B,T,D] and ends [B]."""
-    return text[torch.arange(len(text), device=text.device), ends]
+    return text[torch.arange(len(text), device=text.device), last_index]
 
 
-class Proprioception(nn.Module):
+class ProprioEncoder(nn.Module):
     """What the body tells of itself [B,Q], between `low` and `high`, for the heads to read: float32 [B, Q * 11], each
     number as a share of its range and as waves of five lengths, the shortest an eighth of the range, for an MLP on the
     bare numbers takes long to tell near ones apart (Tancik et al. 2020, arXiv:2006.10739)."""
@@ -465,8 +465,8 @@ class Proprioception(nn.Module):
     def forward(self, values):
         low, high = (values.new_tensor(bound) for bound in (self.low, self.high))
         unit = 2 * (values - low) / (high - low) - 1
-        turns = math.pi * unit[..., None] * unit.new_tensor([0.5, 1, 2, 4, 8])
-        return torch.cat([unit[..., None], turns.sin(), turns.cos()], -1).flatten(1)
+        angles = math.pi * unit[..., None] * unit.new_tensor([0.5, 1, 2, 4, 8])
+        return torch.cat([unit[..., None], angles.sin(), angles.cos()], -1).flatten(1)
 
 
 class ValueHead(nn.Module):

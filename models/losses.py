@@ -31,10 +31,10 @@ def compute_gae(rewards, values, next_values, terminated, truncated, gamma, gae_
     return advantages, advantages + values
 
 
-def normalize(advantages, among=None):
+def normalize_advantages(advantages, stats_from=None):
     """Zero mean, unit standard deviation `among` all of them (default: these); safe for one sample and equal ones."""
-    among = advantages if among is None else among
-    return (advantages - among.mean()) / (among.std(unbiased=False) + 1e-8)
+    stats_from = advantages if stats_from is None else stats_from
+    return (advantages - stats_from.mean()) / (stats_from.std(unbiased=False) + 1e-8)
 
 
 def ppo_loss(log_probs, old_log_probs, advantages, values, returns, entropy, *,
@@ -61,20 +61,20 @@ def ppo_loss(log_probs, old_log_probs, advantages, values, returns, entropy, *,
     return loss, metrics
 
 
-def reading_loss(said, words):
+def parser_loss(slot_logits, goal_slots):
     """Cross-entropy of what sentences are understood to say, logits `said` [B,V], with the `words` [B,V] in {0, 1} that
     they do say, summed over the words."""
-    return binary_cross_entropy_with_logits(said, words, reduction="none").sum(-1).mean()
+    return binary_cross_entropy_with_logits(slot_logits, goal_slots, reduction="none").sum(-1).mean()
 
 
-def bc_loss(log_probs, looked, said, words):
+def bc_loss(log_probs, attention_log_probs, slot_logits, goal_slots):
     """Behaviour cloning as maximum likelihood: minus the mean log-probability [B] of the expert's actions; minus that
     of having `looked` [B] at the things that matter and at the goal that is due, 5 times, for the likelihood of a point
     read with two or three others near by is flat where that is steep; and the `reading_loss`, 4 times, for all else
     depends on it."""
-    loss, attention, reading = -log_probs.mean(), -looked.mean(), reading_loss(said, words)
-    metrics = {"train/bc_loss": loss, "train/attention_loss": attention, "train/reading_loss": reading}
-    return loss + 5 * attention + 4 * reading, {name: value.detach() for name, value in metrics.items()}
+    loss, attention, parser = -log_probs.mean(), -attention_log_probs.mean(), parser_loss(slot_logits, goal_slots)
+    metrics = {"train/bc_loss": loss, "train/attention_loss": attention, "train/parser_loss": parser}
+    return loss + 5 * attention + 4 * parser, {name: value.detach() for name, value in metrics.items()}
 
 
 def explained_variance(values, returns):

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")      # no decoder of another one is let near a file
-SECONDS, LARGEST = 10, 100      # that a download may take; MB
+TIMEOUT_S, MAX_MB = 10, 100      # that a download may take; MB
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """A picture that cannot be used; the message is one line for the person who named it."""
 
 
-def name_of(source):
+def display_name(source):
     """A path or address as it can be printed."""
     source = source.partition(",")[0] if source.startswith("data:") else source
     source = source if len(source) <= 100 else f"{source[:60]}...{source[-37:]}"
@@ -32,32 +32,32 @@ def download(url):
 
     def get():
         try:
-            with requests.get(url, timeout=SECONDS, stream=True) as response:
+            with requests.get(url, timeout=TIMEOUT_S, stream=True) as response:
                 response.raise_for_status()
-                answer.append(b"".join(itertools.islice(response.iter_content(10**6), LARGEST)))
+                answer.append(b"".join(itertools.islice(response.iter_content(10**6), MAX_MB)))
         except (requests.RequestException, ValueError) as error:
             answer.append(error)
 
     # in a thread, for neither looking up a name nor an answer in drops has a time limit of its own
     thread = threading.Thread(target=get, daemon=True)
     thread.start()
-    thread.join(SECONDS)
+    thread.join(TIMEOUT_S)
     match answer[0] if answer else requests.Timeout():
         case bytes(content):
             return io.BytesIO(content)
         case requests.Timeout():
-            reason = f"nothing came within {SECONDS} s"
+            reason = f"nothing came within {TIMEOUT_S} s"
         case requests.HTTPError() as error:
             reason = f"the server answers {error.response.status_code} {error.response.reason}"
         case requests.ConnectionError():
             reason = "the server cannot be reached"
         case error:
             reason = str(error)[:80]
-    raise PictureError(f"cannot download {name_of(url)} ({reason}): "
+    raise ImageError(f"cannot download {display_name(url)} ({reason}): "
                        "give an address that a browser opens, or a file")
 
 
-def open_source(source):
+def open_image(source):
     """The file that a path, an address (http, https, file) or data:image/...;base64,... names."""
     if source.startswith(("http://", "https://")):
         return download(source)
@@ -65,19 +65,19 @@ def open_source(source):
         return io.BytesIO(base64.b64decode(source.partition(",")[2]))
     path = Path(unquote(source[7:]) if source.startswith("file://") else source)
     if source.strip() and path.is_dir():
-        raise PictureError(f"{name_of(source)} is a folder: name a picture in it")
+        raise ImageError(f"{display_name(source)} is a folder: name a picture in it")
     if not path.is_file():
-        raise PictureError(f"there is no file {name_of(source)!r}: give a picture's path, or its http(s) address")
+        raise ImageError(f"there is no file {display_name(source)!r}: give a picture's path, or its http(s) address")
     return path.open("rb")
 
 
-def read_picture(source):
+def load_image(source):
     """What `open_source` takes -> the picture, upright, on white, RGB. PictureError for anything else."""
     from qwen_vl_utils.vision_process import to_rgb  # takes a second: not before it is needed
-    name, image = name_of(source), None
+    name, image = display_name(source), None
     large = Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
-        with open_source(source) as file, warnings.catch_warnings():
+        with open_image(source) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
@@ -86,28 +86,28 @@ def read_picture(source):
             if image.mode.startswith("I;16"):       # Pillow would cut off what is brighter than 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return to_rgb(image.convert("RGBA") if image.has_transparency_data else image)
-    except PictureError:
+    except ImageError:
         raise
     except large:
-        raise PictureError(f"{name} has more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels: "
+        raise ImageError(f"{name} has more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels: "
                            "make it smaller") from None
     except PermissionError:
-        raise PictureError(f"{name} may not be read: give yourself the right to, or name another picture") from None
+        raise ImageError(f"{name} may not be read: give yourself the right to, or name another picture") from None
     except Exception as error:      # decoders of broken files raise whatever they stumble over
         if image is None:
-            raise PictureError(f"{name} is no picture, or a damaged one: give one as {', '.join(FORMATS)}") from None
-        raise PictureError(f"{name} is damaged or cut short ({str(error)[:80]}): get it anew") from None
+            raise ImageError(f"{name} is no picture, or a damaged one: give one as {', '.join(FORMATS)}") from None
+        raise ImageError(f"{name} is damaged or cut short ({str(error)[:80]}): get it anew") from None
 
 
-def as_seen(picture, name, backbone):
+def resize_for_model(picture, name, backbone):
     """A picture in the size in which the backbone sees it."""
     from qwen_vl_utils import fetch_image
-    factor, low, high = backbone.sizes()
+    factor, low, high = backbone.resize_limits()
     patch, size = backbone.vlm.config.vision_config.patch_size, "x".join(map(str, picture.size))
     if min(picture.size) < patch:
-        raise PictureError(f"{name} is {size}, too small to see anything in: give {patch}x{patch} pixels at least")
+        raise ImageError(f"{name} is {size}, too small to see anything in: give {patch}x{patch} pixels at least")
     try:
         return fetch_image({"image": picture, "min_pixels": low, "max_pixels": high}, image_patch_size=factor / 2)
     except ValueError:
-        raise PictureError(f"{name} is {size}, and Qwen2-VL takes no picture that is over 200 times as long as wide: "
+        raise ImageError(f"{name} is {size}, and Qwen2-VL takes no picture that is over 200 times as long as wide: "
                            "crop it") from None

@@ -12,14 +12,14 @@ class TrackerError(Exception):
     """W&B cannot be started; the message is one line."""
 
 
-class Log:
+class MetricsLogger:
     """Rows of metrics in `folder`; of an earlier part of the run the first `lines` are kept. `settings` is config.log,
     `config` plain data for W&B."""
 
     def __init__(self, folder, settings, config, lines=0):
         self.path = folder / "metrics.jsonl"
         kept = self.path.read_text().splitlines()[:lines] if lines and self.path.exists() else []
-        with checkpoint.replacing(self.path) as temporary:
+        with checkpoint.atomic_write(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self.rows = [json.loads(line) for line in kept]
         self.wandb = None
@@ -60,7 +60,7 @@ def memory():
     return {name: round(value / 1e9, 3) for name, value in peaks.items()}
 
 
-def alarms(rows, target_kl):
+def training_warnings(rows, target_kl):
     """What the last of these rows says that a person should know at once: a list of lines, mostly empty.
 
     The KL estimate passed ten times its target, also where that stopped the update; or half of the success that
@@ -68,7 +68,7 @@ def alarms(rows, target_kl):
     ppo = [row for row in rows if row["stage"] == "ppo"]
     if not ppo or rows[-1]["stage"] != "ppo":
         return []
-    lines, kl = [], max(ppo[-1].get(name, 0.0) for name in ("train/approx_kl", "train/kl_at_stop"))
+    lines, kl = [], max(ppo[-1].get(name, 0.0) for name in ("train/approx_kl", "train/kl_early_stop"))
     if kl > 10 * target_kl:
         lines.append(f"KL explodes: {kl:.3f} in this update, and rl.target_kl is {target_kl}; "
                      "lower train.lr and train.head_lr")
@@ -101,6 +101,6 @@ def draw_curves(rows, path):
         axis.set(title=title, xlabel="samples seen (dotted: PPO begins)")
         if axis.lines and axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    with checkpoint.replacing(path) as temporary:
+    with checkpoint.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
     plt.close(figure)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from models.backbone import Backbone
-from models.base_model import reach
-from models.checkpoint import CheckpointError, checksum, first_line, load, read_tensors, replacing, save
-from models.heads import Looked, Proprioception, ReadingHead, ValueHead, last_of, spec_from_dict
+from models.base_model import resolve_hub_kwargs
+from models.checkpoint import CheckpointError, atomic_write, checksum, first_line, load, read_tensors, save
+from models.heads import ActionDistribution, GoalParserHead, ProprioEncoder, ValueHead, last_token, spec_from_dict
 
 
 @dataclass
@@ -23,8 +23,8 @@ class PolicyOutput:
     """What one forward pass knows: `value` [B], the action `distribution`, and `said` [B,V], logits of which of the
     policy's `words` the sentence says."""
     value: torch.Tensor
-    distribution: Looked
-    said: torch.Tensor
+    distribution: ActionDistribution
+    slot_logits: torch.Tensor
 
 
 class VLMPolicy(nn.Module):
@@ -40,24 +40,24 @@ class VLMPolicy(nn.Module):
     `proprio` (low, high), each Q numbers: what the body tells of itself is read by both heads, beside the picture.
     """
 
-    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, words=(), proprio=None):
+    def __init__(self, backbone, spec, hidden=(512, 256), init_std=0.135, goal_vocab=(), proprio=None):
         super().__init__()
-        self.backbone, self.spec, self.words = backbone, spec, tuple(words)
-        self.head_settings = {"hidden": list(hidden), "init_std": init_std, "words": list(words)}
+        self.backbone, self.spec, self.goal_vocab = backbone, spec, tuple(goal_vocab)
+        self.head_settings = {"hidden": list(hidden), "init_std": init_std, "goal_vocab": list(goal_vocab)}
         if proprio:
             self.head_settings["proprio"] = [[float(value) for value in bound] for bound in proprio]
-        self.body = Proprioception(*proprio) if proprio else None
-        felt = self.body.width if proprio else 0
-        self.reading_head = ReadingHead(backbone.width, self.words)
-        known = self.reading_head.by_goal(torch.zeros(1, len(words))).shape[-1] if words else backbone.width
-        self.action_head = spec.head(known + felt, backbone.image_width, hidden, init_std)
-        self.value_head = ValueHead(backbone.width + felt, [hidden[-1]])
+        self.proprio_encoder = ProprioEncoder(*proprio) if proprio else None
+        proprio_features = self.proprio_encoder.width if proprio else 0
+        self.parser_head = GoalParserHead(backbone.width, self.goal_vocab)
+        known = self.parser_head.to_goal_features(torch.zeros(1, len(goal_vocab))).shape[-1] if goal_vocab else backbone.width
+        self.action_head = spec.make_head(known + proprio_features, backbone.patch_width, hidden, init_std)
+        self.value_head = ValueHead(backbone.width + proprio_features, [hidden[-1]])
         # a checkpoint must hold the weights that training changes, and the base's too if it is nowhere else
-        self._kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.files}
+        self._saved_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.config_files}
         self.use_dropout(False)
 
-    def use_dropout(self, on, subwords=0.0):
-        self._dropout, self.backbone.subword_dropout = on, subwords if on else 0.0
+    def use_dropout(self, on, bpe_dropout=0.0):
+        self._dropout, self.backbone.bpe_dropout = on, bpe_dropout if on else 0.0
         return self.train(self.training)
 
     def train(self, mode=True):
@@ -77,42 +77,42 @@ class VLMPolicy(nn.Module):
         images, goals = self._images(images), [goals] if isinstance(goals, str) else list(goals)
         if len(goals) != len(images) or not all(isinstance(goal, str) and goal.strip() for goal in goals):
             raise ValueError(f"goals must be as many sentences as there are images, {len(images)}, not {goals!r}")
-        return self.decide(*self.backbone(images, goals), self._felt(proprio, len(images)))
+        return self.forward_heads(*self.backbone(images, goals), self._encode_proprio(proprio, len(images)))
 
-    def _felt(self, proprio, count):
+    def _encode_proprio(self, proprio, count):
         """Proprioception [B,Q] as the heads read it [B,11Q]; None for a policy without."""
-        if self.body is None:
+        if self.proprio_encoder is None:
             return None
         shape = None if proprio is None else tuple(np.shape(proprio))
-        if shape != (count, len(self.body.low)):
+        if shape != (count, len(self.proprio_encoder.low)):
             raise ValueError("this policy reads proprioception: give proprio, floats of shape "
-                             f"{(count, len(self.body.low))}, not {shape}")
+                             f"{(count, len(self.proprio_encoder.low))}, not {shape}")
         proprio = proprio if isinstance(proprio, torch.Tensor) else np.asarray(proprio)
-        return self.body(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
+        return self.proprio_encoder(torch.as_tensor(proprio, dtype=torch.float32, device=self.device))
 
-    def decide(self, text, ends, image, centres, felt=None):
+    def forward_heads(self, text, last_index, patches, patch_xy, proprio_features=None):
         """What the heads make of a backbone's output and of what is `felt` -> PolicyOutput."""
         # in float32 whatever the backbone computes in: PPO's ratio is that of two nearly equal log-probabilities
         with torch.autocast(text.device.type, enabled=False):
-            last, said = last_of(text, ends), self.reading_head(text, ends)
-            understood = self.reading_head.by_goal(said) if self.words else last[:, None]
-            if felt is not None:
-                understood = torch.cat([understood, felt[:, None].expand(-1, understood.shape[1], -1)], -1)
+            last, slot_logits = last_token(text, last_index), self.parser_head(text, last_index)
+            parsed_goal = self.parser_head.to_goal_features(slot_logits) if self.goal_vocab else last[:, None]
+            if proprio_features is not None:
+                parsed_goal = torch.cat([parsed_goal, proprio_features[:, None].expand(-1, parsed_goal.shape[1], -1)], -1)
             # the critic learns from the features without pulling at them: its loss must not move the policy
-            return PolicyOutput(self.value_head(self.judged(last, felt)), self.action_head(understood, image, centres),
-                                said)
+            return PolicyOutput(self.value_head(self.critic_input(last, proprio_features)), self.action_head(parsed_goal, patches, patch_xy),
+                                slot_logits)
 
     @staticmethod
-    def judged(last, felt):
+    def critic_input(last, proprio_features):
         """What the critic reads [B,D+11Q]."""
-        return last.detach() if felt is None else torch.cat([last.detach(), felt], -1)
+        return last.detach() if proprio_features is None else torch.cat([last.detach(), proprio_features], -1)
 
-    def before_critic(self, obs):
+    def value_features(self, obs):
         """`judged` of observations."""
-        text, ends, *_ = self.backbone(self._images(obs["image"]), list(obs["goal"]))
-        return self.judged(last_of(text, ends), self._felt(obs.get("proprio"), len(text)))
+        text, last_index, *_ = self.backbone(self._images(obs["image"]), list(obs["goal"]))
+        return self.critic_input(last_token(text, last_index), self._encode_proprio(obs.get("proprio"), len(text)))
 
-    def see(self, obs):
+    def forward_obs(self, obs):
         """`forward` on an observation: a dict with image [B,...], goal and, of some worlds, proprio."""
         return self(obs["image"], obs["goal"], obs.get("proprio"))
 
@@ -121,9 +121,9 @@ class VLMPolicy(nn.Module):
         if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)):
             raise ValueError(f"{wrong}one {type(images).__name__}")
         if isinstance(images, (list, tuple)):
-            images = [np.asarray(image.convert("RGB") if hasattr(image, "convert") else image) for image in images]
-            if len({image.shape for image in images}) != 1:
-                raise ValueError(wrong + str([image.shape for image in images]))
+            images = [np.asarray(patches.convert("RGB") if hasattr(patches, "convert") else patches) for patches in images]
+            if len({patches.shape for patches in images}) != 1:
+                raise ValueError(wrong + str([patches.shape for patches in images]))
             images = np.stack(images)
         fits = images.ndim == 4 and images.shape[-1] == 3 and min(images.shape) > 0
         if images.dtype not in (np.uint8, torch.uint8) or not fits:
@@ -138,21 +138,21 @@ class VLMPolicy(nn.Module):
         actions = output.distribution.sample(deterministic)
         return actions.cpu(), output.distribution.log_prob(actions).cpu(), output
 
-    def read(self, goals):
+    def parse_goal(self, goals):
         """Logits [B,V] of which `words` B sentences say, read without a picture."""
-        text, ends = self.backbone.read(list(goals))
+        text, last_index = self.backbone.encode_text(list(goals))
         with torch.autocast(text.device.type, enabled=False):       # as in `decide`
-            return self.reading_head(text, ends)
+            return self.parser_head(text, last_index)
 
-    def understood(self, output):
+    def parsed_goal(self, output):
         """What the policy takes B sentences to say, from their PolicyOutput: B lists of `words`."""
-        said = (output.said > 0).tolist()
-        return [[word for word, is_said in zip(self.words, row, strict=True) if is_said] for row in said]
+        slot_logits = (output.slot_logits > 0).tolist()
+        return [[word for word, present in zip(self.goal_vocab, row, strict=True) if present] for row in slot_logits]
 
     def evaluate_actions(self, obs, actions):
         """obs {"image": uint8 [B,H,W,3], "goal": B strings, ...}, actions [B,A] or [B] -> log_probs, entropy, values,
         all [B]."""
-        output = self.see(obs)
+        output = self.forward_obs(obs)
         return output.distribution.log_prob(actions.to(self.device)), output.distribution.entropy(), output.value
 
     def act(self, obs, deterministic=False):
@@ -161,32 +161,32 @@ class VLMPolicy(nn.Module):
         return actions, log_probs, output.value
 
     # --- checkpoints ------------------------------------------------------------------------------------------
-    def trainable_state(self):
+    def trainable_state_dict(self):
         """What a checkpoint must hold, {name: tensor}, on the CPU. Of sharded weights every process has to ask."""
-        return {name: whole(tensor.detach()).cpu().clone() for name, tensor in self.state_dict().items()
-                if name in self._kept}
+        return {name: full_tensor(tensor.detach()).cpu().clone() for name, tensor in self.state_dict().items()
+                if name in self._saved_names}
 
     def parameter_groups(self):
         """Parameters by their learning rates: {"backbone", "action", "value"}."""
-        reads = [*self.backbone.parameters(), *self.reading_head.parameters()]
+        reads = [*self.backbone.parameters(), *self.parser_head.parameters()]
         return {"backbone": [p for p in reads if p.requires_grad],
                 "action": list(self.action_head.parameters()), "value": list(self.value_head.parameters())}
 
-    def architecture(self):
+    def model_config(self):
         """Plain data from which `from_architecture` builds the same policy, without the weights."""
         backbone = self.backbone
         return {"spec": asdict(self.spec), "heads": self.head_settings, "base": backbone.name,
-                "base_hash": backbone.base_hash, "backbone": backbone.settings(), "files": backbone.files}
+                "base_hash": backbone.base_hash, "backbone": backbone.init_kwargs(), "config_files": backbone.config_files}
 
     @classmethod
-    def from_architecture(cls, a, base=None):
+    def from_config(cls, a, base_model=None):
         """`base`: where the base model is by now, if not where it was (a.k.a. its name)."""
-        if a["files"] and base:
+        if a["config_files"] and base_model:
             raise CheckpointError("trained on a base model of its own, which it holds: leave out the other one")
-        if a["files"]:
-            backbone = Backbone.from_files(a["files"], a["base"], **a["backbone"])
+        if a["config_files"]:
+            backbone = Backbone.from_files(a["config_files"], a["base"], **a["backbone"])
         else:
-            backbone = Backbone.from_pretrained(base or a["base"], **a["backbone"])
+            backbone = Backbone.from_pretrained(base_model or a["base"], **a["backbone"])
             if backbone.base_hash != a["base_hash"]:
                 raise CheckpointError(f"trained on the base model {a['base']!r} ({a['base_hash']}), which "
                                       f"{backbone.name!r} ({backbone.base_hash}) is not: name the folder of the former")
@@ -194,46 +194,46 @@ class VLMPolicy(nn.Module):
 
     def save(self, path, meta=None):
         """Writes a checkpoint to act from; `meta` is JSON-able data on what made it."""
-        save(path, {"architecture": self.architecture()} | (meta or {}), self.trainable_state())
+        save(path, {"model_config": self.model_config()} | (meta or {}), self.trainable_state_dict())
 
     @classmethod
-    def from_checkpoint(cls, path, device="cpu", base=None):
+    def from_checkpoint(cls, path, device="cpu", base_model=None):
         """Loads what `save` or `save_pretrained` wrote, a file or a folder; CheckpointError (one line) for anything
         else. `.meta` says what made it. `base`: the folder or hub name of the base model, if it has moved."""
         meta, weights = _read_folder(Path(path)) if Path(path).is_dir() else load(path)[:2]
-        if "architecture" not in meta:
+        if "model_config" not in meta:
             raise CheckpointError(f"{path} does not say which policy it holds; use a file that train_vlm.py wrote")
         try:
-            policy = cls.from_architecture(meta["architecture"], base)
+            policy = cls.from_config(meta["model_config"], base_model)
         except CheckpointError as error:
             raise CheckpointError(f"{path} was {error}") from None
         except (OSError, ValueError, ImportError) as error:
-            name = str(base or meta["architecture"]["base"])
+            name = str(base_model or meta["model_config"]["base"])
             raise CheckpointError(f"{path} needs its base model {name!r}, which cannot be loaded "
                                   f"({first_line(error)}); give the folder it is in as `base`") from None
-        policy.load_weights(weights, path)
+        policy.load_trainable_state_dict(weights, path)
         policy.meta = meta
         return policy.to(device).eval()
 
     @classmethod
-    def from_pretrained(cls, name, device="cpu", base=None):
+    def from_pretrained(cls, name, device="cpu", base_model=None):
         """`from_checkpoint` of a local file or folder, or of a repository on the hub that `push_to_hub` made."""
         if not Path(name).exists() and Path(name).suffix != ".pt":
             from huggingface_hub import snapshot_download
             try:
-                name = snapshot_download(name, **reach(name, agent=True))
+                name = snapshot_download(name, **resolve_hub_kwargs(name, agent=True))
             except OSError as error:
                 raise CheckpointError(f"no agent at {name!r} ({first_line(error)}): "
                                       "give a local path or a hub name") from None
-        return cls.from_checkpoint(name, device, base)
+        return cls.from_checkpoint(name, device, base_model)
 
     def save_pretrained(self, folder, meta=None, results="", weights=None):
         """Writes a folder for the hub: the adapters as peft keeps them (adapter_config.json,
         adapter_model.safetensors), everything else that was trained (policy.pt, policy.json), and a model card with the
         measured `results`, text. Other files in the folder stay as they are. `weights`: default, its own."""
-        folder, meta = Path(folder), {"architecture": self.architecture()} | (meta or getattr(self, "meta", {}))
+        folder, meta = Path(folder), {"model_config": self.model_config()} | (meta or getattr(self, "meta", {}))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = dict(weights or self.trainable_state())
+        weights = dict(weights or self.trainable_state_dict())
         adapters = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
         with tempfile.TemporaryDirectory() as fresh:
             if adapters:
@@ -241,7 +241,7 @@ class VLMPolicy(nn.Module):
                     name.removeprefix("backbone.model."): tensor for name, tensor in adapters.items()})
             Path(fresh, "README.md").write_text(_model_card(meta, results), encoding="utf-8")
             for path in Path(fresh).iterdir():
-                with replacing(folder / path.name) as temporary:
+                with atomic_write(folder / path.name) as temporary:
                     temporary.write_bytes(path.read_bytes())
         # last, with the sum of the adapters that belong to it: a killed save is noticed
         save(folder / "policy.pt", meta | {"adapters": checksum(adapters)}, weights)
@@ -256,8 +256,8 @@ class VLMPolicy(nn.Module):
             api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "agent")
         return str(address)
 
-    def load_weights(self, weights, path="checkpoint"):
-        own = {name: tensor for name, tensor in self.state_dict().items() if name in self._kept}
+    def load_trainable_state_dict(self, weights, path="checkpoint"):
+        own = {name: tensor for name, tensor in self.state_dict().items() if name in self._saved_names}
         wrong = sorted(set(own) ^ set(weights)) or [name for name in own if own[name].shape != weights[name].shape]
         if wrong:
             raise CheckpointError(f"{path} is of another architecture: {len(wrong)} weights do not fit, "
@@ -266,15 +266,15 @@ class VLMPolicy(nn.Module):
         if broken:
             raise CheckpointError(f"{path} holds weights that are not finite, as {broken}: use an earlier one")
         for name, tensor in own.items():
-            tensor.copy_(shard_like(weights[name], tensor))
+            tensor.copy_(distribute_like(weights[name], tensor))
 
 
-def whole(tensor):
+def full_tensor(tensor):
     """All of a tensor that is spread over the processes (FSDP); any other value as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shard_like(tensor, other):
+def distribute_like(tensor, other):
     """`tensor`, spread over the processes as `other` is, if it is (FSDP)."""
     if not hasattr(other, "device_mesh"):
         return tensor
@@ -287,7 +287,7 @@ def _read_folder(folder):
     if not (folder / "policy.pt").is_file():
         raise CheckpointError(f"{folder} is a folder without an agent: name a .pt file, or a folder with policy.pt")
     meta, weights, _ = load(folder / "policy.pt")
-    if meta.get("architecture", {}).get("backbone", {}).get("lora"):
+    if meta.get("model_config", {}).get("backbone", {}).get("lora"):
         adapters = read_tensors(folder / "adapter_model.safetensors")[1]
         adapters = {"backbone.model." + name.replace(".weight", ".default.weight"): tensor
                     for name, tensor in adapters.items()}
@@ -299,25 +299,25 @@ def _read_folder(folder):
 
 def _model_card(meta, results):
     """README.md of a folder for the hub."""
-    base, words = meta["architecture"]["base"], meta["architecture"]["heads"]["words"]
-    adapters = meta["architecture"]["backbone"]["lora"] and not meta["architecture"]["files"]    # of a base elsewhere
-    front = {"base_model": base, "library_name": "peft"} if adapters else {}
+    base_model, goal_vocab = meta["model_config"]["base"], meta["model_config"]["heads"]["goal_vocab"]
+    adapters = meta["model_config"]["backbone"]["lora"] and not meta["model_config"]["config_files"]    # of a base elsewhere
+    front = {"base_model": base_model, "library_name": "peft"} if adapters else {}
     front |= {"pipeline_tag": "robotics", "tags": ["flexibleworld", "qwen2_vl", "reinforcement-learning"]}
-    about = {key: value for key, value in meta.items() if key not in ("architecture", "results")}
+    about = {key: value for key, value in meta.items() if key not in ("model_config", "results")}
     peft = f"""
 The adapters alone, with stock peft:
 
     from peft import PeftModel
     from transformers import Qwen2VLModel
-    model = PeftModel.from_pretrained(Qwen2VLModel.from_pretrained("{base}"), "THIS FOLDER")
+    model = PeftModel.from_pretrained(Qwen2VLModel.from_pretrained("{base_model}"), "THIS FOLDER")
 """ if adapters else ""
     return f"""---
 {json.dumps(front, ensure_ascii=False, indent=1)}
 ---
 # An agent that acts from a sentence
 
-A vision-language model, {base}, with action and value heads, trained by FlexibleWorld. It reads goals in Korean and
-English, of {len(words)} words of the goal language.
+A vision-language model, {base_model}, with action and value heads, trained by FlexibleWorld. It reads goals in Korean and
+English, of {len(goal_vocab)} words of the goal language.
 
     from train_vlm import VLMPolicy
     policy = VLMPolicy.from_pretrained("THIS FOLDER")

@@ -38,7 +38,7 @@ def parse(text, actions):
 
 
 @dataclass
-class Answer:
+class ActionPrediction:
     """An action's name, whether it was `parsed` from the `text` or is the default, and what went wrong, if anything."""
     action: str
     parsed: bool
@@ -46,53 +46,53 @@ class Answer:
     error: str = ""
 
 
-class ZeroShot:
+class ZeroShotPolicy:
     """`answers` are all that were given."""
 
     def __init__(self, generate, actions):
-        self.generate, self.actions, self.answers = generate, tuple(actions), []
+        self.generate, self.actions, self.predictions = generate, tuple(actions), []
 
-    def act(self, picture, task, previous=None):
+    def predict_action(self, image, task, previous=None):
         """-> Answer; an error of the model's is one, with the default action."""
         text = error = ""
         try:
-            text = self.generate(picture, zero_shot_prompt(task, self.actions, previous))
+            text = self.generate(image, zero_shot_prompt(task, self.actions, previous))
         except Exception as problem:        # whatever it is, the robot goes on, and `report` tells
             error = f"{type(problem).__name__}: {first_line(problem)}"
         action = parse(text, self.actions)
-        self.answers.append(Answer(action or DEFAULT, action is not None, text, error))
-        return self.answers[-1]
+        self.predictions.append(ActionPrediction(action or DEFAULT, action is not None, text, error))
+        return self.predictions[-1]
 
     def report(self):
         """How many answers named an action, in words."""
-        count, errors = len(self.answers), [answer.error for answer in self.answers if answer.error]
-        return f"{sum(answer.parsed for answer in self.answers)} of {count} answers named an action" + (
+        count, errors = len(self.predictions), [prediction.error for prediction in self.predictions if prediction.error]
+        return f"{sum(prediction.parsed for prediction in self.predictions)} of {count} answers named an action" + (
             f", {len(errors)} failed ({errors[-1]})" if errors else "")
 
 
-class Speaker:
+class VLMGenerator:
     """A Qwen2-VL with its vocabulary head, from a folder or the hub: `speaker(picture, prompt)` is what it writes,
     at most 10 tokens, the likeliest each. OSError as of `base_model.load`."""
 
     def __init__(self, name, device="cpu"):
         from transformers import AutoProcessor
-        model, self.tokenizer, _ = base_model.load(name, speaks=True)
+        model, self.tokenizer, _ = base_model.load_pretrained(name, with_lm_head=True)
         self.model = model.to(device).eval()
-        self.processor = AutoProcessor.from_pretrained(name, **base_model.reach(name))
+        self.processor = AutoProcessor.from_pretrained(name, **base_model.resolve_hub_kwargs(name))
 
-    def chat(self, prompt):
+    def build_prompt(self, prompt):
         """The prompt as a user's turn with a picture, by the model's own template if that says anything."""
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-        say = lambda template: self.tokenizer.apply_chat_template(
+        render = lambda template: self.tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True)
         own = self.processor.chat_template or self.tokenizer.chat_template
-        said = say(own) if own else ""
-        return said if said.strip() else say(base_model.CHAT_TEMPLATE)
+        rendered = render(own) if own else ""
+        return rendered if rendered.strip() else render(base_model.CHAT_TEMPLATE)
 
     @torch.inference_mode()
-    def __call__(self, picture, prompt):
+    def __call__(self, image, prompt):
         from PIL import Image
-        inputs = self.processor(text=[self.chat(prompt)], images=[Image.fromarray(picture)], return_tensors="pt")
+        inputs = self.processor(text=[self.build_prompt(prompt)], images=[Image.fromarray(image)], return_tensors="pt")
         written = self.model.generate(
             **inputs.to(self.model.device), max_new_tokens=10, do_sample=False, temperature=None, top_p=None,
             top_k=None, pad_token_id=self.tokenizer.pad_token_id)

@@ -30,10 +30,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 REPEATS = {"simulator": 15, "policy": 7, "ppo": 3, "robosuite": 7}
-WORLDS, STEPS, ONE_BY_ONE = 64, 1, 8      # of a rollout; decisions that are timed together one by one
+WORLDS, STEPS, NUM_SINGLE = 64, 1, 8      # of a rollout; decisions that are timed together one by one
 
 
-def seconds(function, prepare, repeats):
+def median_time(function, prepare, repeats):
     """The median time of a call over `repeats`, each after an untimed `prepare()`; one more call warms up."""
     times = []
     for _ in range(repeats + 1):
@@ -44,7 +44,7 @@ def seconds(function, prepare, repeats):
     return float(np.median(times[1:]))
 
 
-def fill(sim, n, rng, largest=3.0):
+def random_state(sim, n, rng, largest=3.0):
     """n particles in each world, all charged, warm and moving."""
     shape = (sim.batch_size, n)
     sim.clear(slice(None), rng.integers(2**63, size=sim.batch_size))
@@ -74,9 +74,9 @@ def benchmark_simulator(repeats, batch=1024, n=8, steps=20):
                 sim.render(out=images)
 
     def fresh():       # worlds cool down and slow down: each repeat starts anew
-        fill(sim, n, rng)
+        random_state(sim, n, rng)
 
-    per_second = [batch * steps / seconds(lambda p=p: step(p), fresh, repeats) for p in (False, True)]
+    per_second = [batch * steps / median_time(lambda p=p: step(p), fresh, repeats) for p in (False, True)]
 
     def reference():
         for b in range(5):
@@ -84,12 +84,12 @@ def benchmark_simulator(repeats, batch=1024, n=8, steps=20):
             for _ in range(steps):
                 world.step()
 
-    reference_per_second = 5 * steps / seconds(reference, fresh, 5)
+    reference_per_second = 5 * steps / median_time(reference, fresh, 5)
 
     per_particle = {}
     for many, side in ((256, 64), (10_000, 400)):      # 16 px^2 each
         large = ParticleSimulator(1, many, side, side)
-        taken = seconds(large.step, lambda many=many, large=large: fill(large, many, rng, 1.5), 25)
+        taken = median_time(large.step, lambda many=many, large=large: random_state(large, many, rng, 1.5), 25)
         per_particle[many] = taken / many * 1e6
 
     return {"steps_per_s": per_second[0], "render_steps_per_s": per_second[1],
@@ -101,7 +101,7 @@ def benchmark_simulator(repeats, batch=1024, n=8, steps=20):
             "worlds": batch, "particles": n, "threads": THREADS}
 
 
-def straightforward(policy):
+def baseline_forward(policy):
     """What a first implementation does: the official image processor, one picture at a time, all logits of the
     vocabulary; then the same heads. -> forward(image, goal), a PolicyOutput with the same weights."""
     import copy
@@ -109,14 +109,14 @@ def straightforward(policy):
     import torch
     from transformers import AutoImageProcessor, Qwen2VLForConditionalGeneration
 
-    from models.base_model import reach
+    from models.base_model import resolve_hub_kwargs
 
     backbone, device, seen = policy.backbone, policy.device, {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in (backbone.files or {}).items():
+        for name, text in (backbone.config_files or {}).items():
             Path(folder, name).write_text(text, encoding="utf-8")
-        name, where = (folder, {}) if backbone.files else (backbone.name, reach(backbone.name))
-        processor = AutoImageProcessor.from_pretrained(name, **where)
+        name, hub_kwargs = (folder, {}) if backbone.config_files else (backbone.name, resolve_hub_kwargs(backbone.name))
+        processor = AutoImageProcessor.from_pretrained(name, **hub_kwargs)
     if backbone.min_pixels:
         processor.size = {"shortest_edge": backbone.min_pixels,
                           "longest_edge": max(backbone.min_pixels, processor.size["longest_edge"])}
@@ -139,22 +139,22 @@ def straightforward(policy):
         out = model(input_ids=ids, **pixels, mm_token_type_ids=(ids == token).int(),
                     attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False)
         hidden = out.hidden_states[-1].float()
-        image = backbone.seen(hidden[:, len(before):len(before) + count], seen["patches"].view(1, t * h * w, -1))
+        image = backbone.patch_features(hidden[:, len(before):len(before) + count], seen["patches"].view(1, t * h * w, -1))
         text = hidden[:, len(before) + count:]
-        ends = torch.tensor([text.shape[1] - 1], device=device)
-        return policy.decide(text, ends, image, backbone.centres(h, w, merge, device))
+        last_index = torch.tensor([text.shape[1] - 1], device=device)
+        return policy.forward_heads(text, last_index, image, backbone.patch_centers(h, w, merge, device))
 
     return forward
 
 
-def build(words, device="auto", threads=0):
+def build_run(overrides, device="auto", threads=0):
     """What the words of a training run describe -> its config, policy, accelerator and worlds."""
     import torch
 
     from config import load
     from simulator.worlds import make_env
     from train_vlm import build_policy, make_accelerator
-    config = load([*words, "rl.target_kl=1e9", *([] if device == "auto" else [f"device:={device}"])])
+    config = load([*overrides, "rl.target_kl=1e9", *([] if device == "auto" else [f"device:={device}"])])
     if threads or config.train.threads:
         torch.set_num_threads(threads or config.train.threads)
     accelerator = make_accelerator(config)
@@ -171,7 +171,7 @@ def memory(policy):
     return sizes | ({"peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20} if policy.device.type == "cuda" else {})
 
 
-def rates(contenders, repeats, device):
+def throughput(contenders, repeats, device):
     """{name: (count, function)} -> {name: how many per second} and the same per second of CPU time (of all threads,
     which others on the machine hardly change): the medians of `repeats`, taken in turns; one more round warms up."""
     import torch
@@ -188,21 +188,21 @@ def rates(contenders, repeats, device):
     return [{name: float(clock[i]) for name, clock in clocks.items()} for i in (0, 1)]
 
 
-def benchmark_policy(words, device, threads, repeats):
+def benchmark_policy(overrides, device, threads, repeats):
     """Decisions per second: one at a time, 64 at once, as many as a rollout has worlds, and the straightforward way."""
     import torch
 
-    config, policy, accelerator, env = build(words, device, threads)
-    obs, envs, few = env.reset(seed=0)[0], config.env.num_envs, range(ONE_BY_ONE)
+    config, policy, accelerator, env = build_run(overrides, device, threads)
+    obs, envs, few = env.reset(seed=0)[0], config.env.num_envs, range(NUM_SINGLE)
     images, goals = obs["image"], np.array(obs["goal"])
     part = lambda first, count: {"image": images[(index := np.arange(first, first + count) % WORLDS)],
                                  "goal": goals[index]}
     many, worlds = part(0, 64), part(0, envs)
     with torch.no_grad():
         policy.act(many)
-        sizes, reference = memory(policy), straightforward(policy)
-        one_by_one = lambda: [decide(reference(images[i], goals[i])) for i in few]
-        result, cpu = rates({
+        sizes, reference = memory(policy), baseline_forward(policy)
+        one_by_one = lambda: [sample(reference(images[i], goals[i])) for i in few]
+        result, cpu = throughput({
             "decisions_per_s": (len(few), lambda: [policy.act(part(i, 1)) for i in few]),
             "decisions_per_s_batch_64": (64, lambda: policy.act(many)),
             "rollout_samples_per_s": (envs, lambda: policy.act(worlds)),
@@ -215,13 +215,13 @@ def benchmark_policy(words, device, threads, repeats):
         "worlds": envs, "threads": torch.get_num_threads(), "device": str(policy.device)}
 
 
-def decide(output):
+def sample(output):
     """An action and its log-probability, as `sample_action` draws them."""
     actions = output.distribution.sample()
     return actions, output.distribution.log_prob(actions)
 
 
-def benchmark_ppo(words, device, threads, repeats):
+def benchmark_ppo(overrides, device, threads, repeats):
     """Training samples per second: the trainer's PPO update of a rollout, all its passes; and one sample at a time the
     straightforward way, the gradient of a minibatch added up."""
     import torch
@@ -231,11 +231,11 @@ def benchmark_ppo(words, device, threads, repeats):
     from simulator.rollout import collect
     from train_vlm import Learner, update_ppo
 
-    config, policy, accelerator, env = build(words, device, threads)
+    config, policy, accelerator, env = build_run(overrides, device, threads)
     learner, rl = Learner(accelerator, policy, config), config.rl
-    learner.learning_rates(dict.fromkeys(("backbone", "action", "value"), 1e-9))     # all updates do the same work
+    learner.set_learning_rates(dict.fromkeys(("backbone", "action", "value"), 1e-9))     # all updates do the same work
     policy.use_dropout(False)
-    with policy.backbone.keeping():
+    with policy.backbone.cache_vision_features():
         rollout, _ = collect(env, learner.actor, env.reset(seed=0)[0], STEPS)
         policy.train()
         obs, actions, old = rollout.flat_obs(), rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
@@ -244,7 +244,7 @@ def benchmark_ppo(words, device, threads, repeats):
         if policy.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         update()
-        sizes, reference = memory(policy), straightforward(policy)
+        sizes, reference = memory(policy), baseline_forward(policy)
         parameters = [p for p in policy.parameters() if p.requires_grad]
         one, optimizer = torch.ones(1, device=policy.device), torch.optim.AdamW(parameters, lr=1e-9)
 
@@ -259,11 +259,11 @@ def benchmark_ppo(words, device, threads, repeats):
             optimizer.step()
             optimizer.zero_grad()
 
-        result, cpu = rates({"samples_per_s": (rl.ppo_epochs * sum(map(len, batches)), update),
+        result, cpu = throughput({"samples_per_s": (rl.update_epochs * sum(map(len, batches)), update),
                              "reference_samples_per_s": (len(batches[0]), one_by_one)}, repeats, policy.device)
     speedup, cpu = (clock["samples_per_s"] / clock["reference_samples_per_s"] for clock in (result, cpu))
     return result | {"speedup": speedup, "speedup_cpu_time": cpu} | sizes | {
-        "batch_size": len(batches[0]), "passes": rl.ppo_epochs, "threads": torch.get_num_threads(),
+        "batch_size": len(batches[0]), "passes": rl.update_epochs, "threads": torch.get_num_threads(),
         "device": str(policy.device)}
 
 
@@ -337,7 +337,7 @@ def main(argv=None):
         if name == "robosuite":
             command.add_argument("--task", default="PickPlaceCan", help="Lift, PickPlaceCan or NutAssemblySquare")
         elif name != "simulator":
-            command.add_argument("--preset", nargs="+", default=["vlm_tiny"], metavar="WORD", dest="words",
+            command.add_argument("--preset", nargs="+", default=["vlm_tiny"], metavar="WORD", dest="overrides",
                                  help="presets, key=value and key:=string, as for train_vlm.py")
             command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
             command.add_argument("--threads", type=int, default=0, help="of torch; 0: as the config says")
@@ -350,9 +350,9 @@ def main(argv=None):
     except Exception as error:
         from config import ConfigError
         from simulator.goals import GoalError
-        from simulator.worlds import WorldError
+        from simulator.worlds import EnvError
         from train_vlm import UserError
-        if not isinstance(error, (ConfigError, GoalError, UserError, WorldError)):
+        if not isinstance(error, (ConfigError, GoalError, UserError, EnvError)):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""Fills the templates of data/phrasings.jsonl: writes data/goal_commands.jsonl, the corpus of training and evaluation.
+"""Fills the templates of data/templates.jsonl: writes data/goal_commands.jsonl, the corpus of training and evaluation.
 
-    python scripts/build_corpus.py             # after a change of phrasings.jsonl; data/README.md explains the slots
+    python scripts/build_corpus.py             # after a change of templates.jsonl; data/README.md explains the slots
 
 What a template is filled with follows from its own text alone, so that a new template changes no other row. A row's
 split is its template's (train, held_out, new_words), but for goals that training must never see: `composition`, plans
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from simulator.core import PALETTE  # noqa: E402
-from simulator.goals import GOALS, parse, set_of  # noqa: E402
+from simulator.goals import GOALS, goal_group, parse  # noqa: E402
 from simulator.reader import TOGETHER, normalise  # noqa: E402
 
 SIMPLE = [str(goal) for goal in GOALS]
@@ -49,13 +49,13 @@ COLOURS = {"en": [name for name, _, _ in PALETTE],
            "ko": [name.replace("하늘", "하늘색") for _, name, _ in PALETTE]}
 IDS = range(len(PALETTE))
 FILLS = {"move_one": 8, "move_toward": 8, "cluster_some": 6, "push_distance": 4, "heat_to": 4, "and": 8, "then": 8}
-TRAINED = {"and": 24, "then": 24}       # of templates for training: how goals are joined is learned from many pairs
+TRAIN_FILLS = {"and": 24, "then": 24}       # of templates for training: how goals are joined is learned from many pairs
 # kinds of goals that training never combines, whether at once or in order
-APART = [{"push", "heat"}, {"cluster", "cool"}, {"spread", "heat"}, {"vibrate", "move_to"}, {"align", "cool"},
+HELD_OUT_PAIRS = [{"push", "heat"}, {"cluster", "cool"}, {"spread", "heat"}, {"vibrate", "move_to"}, {"align", "cool"},
          {"push", "align"}]
 
 
-def fills(kind, language, rng):
+def slot_fills(kind, language, rng):
     """Goals of a kind in a random order, as (goal, words for the slots)."""
     k = ("en", "ko").index(language)
     any_of = lambda names: rng.choice(names[k]) if isinstance(names[k], tuple) else names[k]
@@ -110,7 +110,7 @@ def kind_of(goal):
     return goal.partition("(")[0]
 
 
-def compositions(template, clauses, rng):
+def combine_clauses(template, clauses, rng):
     """Pairs of simple goals at once (and) or in order (then), as (goal, sentence)."""
     kind, language, text = template["kind"], template["language"], template["text"]
     spoken_first = min("ab", key=lambda letter: text.index("{" + letter))
@@ -119,23 +119,23 @@ def compositions(template, clauses, rng):
     for a, b in rng.sample(pairs, len(pairs)):
         slots = {}
         for letter, goal in (("a", a), ("b", b)):
-            forms = forms_of(rng.choice(clauses[language, kind_of(goal)]))
-            words = dict(fills(kind_of(goal), language, rng))[goal]
-            slots |= {letter + form: fill(said(clause, letter != spoken_first), words)
+            forms = clause_forms(rng.choice(clauses[language, kind_of(goal)]))
+            words = dict(slot_fills(kind_of(goal), language, rng))[goal]
+            slots |= {letter + form: fill(render_clause(clause, letter != spoken_first), words)
                       for form, clause in forms.items()}
         first, second = (b, a) if kind == "and" and spoken_first == "b" else (a, b)     # at once: as it is spoken
-        sentence = fill(text, slots)
+        instruction = fill(text, slots)
         # "push them right at once" would mean something else
-        sentence = re.sub(r"(?<!the )(?<!and )\bright (?!and\b|corner)", "to the right ", sentence)
-        yield str(parse(f"{first} {kind.upper()} {second}")), sentence
+        instruction = re.sub(r"(?<!the )(?<!and )\bright (?!and\b|corner)", "to the right ", instruction)
+        yield str(parse(f"{first} {kind.upper()} {second}")), instruction
 
 
-def said(clause, again):
+def render_clause(clause, again):
     """A clause, its "[the dots|them]" said for the first time or again."""
     return re.sub(r"\[(.*?)\|(.*?)\]", lambda names: names[1 + again], clause)
 
 
-def forms_of(clause):
+def clause_forms(clause):
     """A clause's forms by the slot's ending; Korean 주세요, 는 follow from 줘, 면서."""
     if clause["language"] == "en":
         return {"": clause["text"]}
@@ -160,21 +160,21 @@ def fill(template, words):
     return re.sub(r"\{(\w+)\}", lambda slot: words[slot[1]], template)
 
 
-def apart(goal):
+def combines_held_out_kinds(goal):
     """Whether a plan combines two kinds that training keeps apart."""
     kinds = {kind_of(str(part)) for part in parse(goal).goals}
-    return any(pair <= kinds for pair in APART)
+    return any(pair <= kinds for pair in HELD_OUT_PAIRS)
 
 
-def foreign(goal, language):
+def other_language_only(goal, language):
     """Whether training must see a goal, one of single particles, in the other language only: a tenth in each."""
     plan = parse(goal)
-    return set_of(plan) == "by_particle" and zlib.crc32(str(plan).encode()) % 10 == ("en", "ko").index(language)
+    return goal_group(plan) == "per_object" and zlib.crc32(str(plan).encode()) % 10 == ("en", "ko").index(language)
 
 
-def withheld(goal, language):
+def is_held_out(goal, language):
     """Whether training must not see a goal in this language."""
-    return apart(goal) or foreign(goal, language)
+    return combines_held_out_kinds(goal) or other_language_only(goal, language)
 
 
 def rows_of(template, clauses):
@@ -183,25 +183,25 @@ def rows_of(template, clauses):
     rng = random.Random(zlib.crc32(template["text"].encode()))
     row = lambda goal, text, split=split, source="template": {
         "text": text, "language": language, "goal": str(parse(goal)), "split": split, "source": source,
-        "family": f"{kind}: {template['family']}"}
+        "template_family": f"{kind}: {template['template_family']}"}
     if "goal" in template:
         return [row(template["goal"], template["text"], source="written")]
     if kind not in ("and", "then"):
-        table = [item for item in fills(kind, language, rng) if item[0] != template.get("but")]
+        table = [item for item in slot_fills(kind, language, rng) if item[0] != template.get("exclude_goal")]
         if kind not in FILLS:
             source = "template" if "{" in template["text"] else "written"
             return [row(goal, fill(template["text"], words), source=source) for goal, words in table]
-        trained = [item for item in table if not foreign(item[0], language)]
+        trained = [item for item in table if not other_language_only(item[0], language)]
         rows = [row(goal, fill(template["text"], words)) for goal, words in trained[:FILLS[kind]]]
         if split == "train":
-            rows += [row(goal, fill(template["text"], words), "pair")
+            rows += [row(goal, fill(template["text"], words), "cross_lingual")
                      for goal, words in [item for item in table if item not in trained][:2]]
         return rows
-    table = list(compositions(template, clauses, rng))
-    count = TRAINED[kind] if split == "train" else FILLS[kind]
-    rows = [row(goal, text) for goal, text in table if not apart(goal)][:count]
+    table = list(combine_clauses(template, clauses, rng))
+    count = TRAIN_FILLS[kind] if split == "train" else FILLS[kind]
+    rows = [row(goal, text) for goal, text in table if not combines_held_out_kinds(goal)][:count]
     if split == "train":
-        rows += [row(goal, text, "composition") for goal, text in table if apart(goal)][:4]
+        rows += [row(goal, text, "compositional") for goal, text in table if combines_held_out_kinds(goal)][:4]
     return rows
 
 
@@ -211,7 +211,7 @@ def build(templates):
     clauses = {}
     for t in templates:
         if t["kind"] == "clause" and t["split"] == "train" and not held & {
-                normalise(said(t.get("text", t.get("줘")), again)) for again in (False, True)}:
+                normalise(render_clause(t.get("text", t.get("줘")), again)) for again in (False, True)}:
             clauses.setdefault((t["language"], t["of"]), []).append(t)
     rows = [row for t in templates if t["kind"] != "clause" for row in rows_of(t, clauses)]
     kept = {}
@@ -220,13 +220,13 @@ def build(templates):
     trained = {(row["language"], row["goal"]) for row in kept.values() if row["split"] == "train"}
     other = {"en": "ko", "ko": "en"}
     chosen = {id(row) for row in kept.values()
-              if row["split"] != "pair" or (other[row["language"]], row["goal"]) in trained}
+              if row["split"] != "cross_lingual" or (other[row["language"]], row["goal"]) in trained}
     return [row for row in rows if id(row) in chosen]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--templates", type=Path, default=ROOT / "data/phrasings.jsonl")
+    parser.add_argument("--templates", type=Path, default=ROOT / "data/templates.jsonl")
     parser.add_argument("--output", type=Path, default=ROOT / "data/goal_commands.jsonl")
     args = parser.parse_args()
     rows = build([json.loads(line) for line in args.templates.read_text(encoding="utf-8").splitlines()])

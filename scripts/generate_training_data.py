@@ -27,22 +27,22 @@ import httpx
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build_corpus import withheld
+from build_corpus import is_held_out
 
 from simulator.core import PALETTE
 from simulator.goals import AXES, DIRECTIONS, REGIONS, parse
-from simulator.language import CHARACTERS, load_sentences
-from simulator.reader import normalise, read_goal
+from simulator.language import ALLOWED_CHARS, load_instructions
+from simulator.reader import instruction_to_goal, normalise
 
 BACKOFF, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0        # s; the last for a Retry-After
 LANGUAGES = {"ko": "Korean", "en": "English"}
 
 
-class Stop(Exception):
+class FatalError(Exception):
     """The run cannot go on; the message says why."""
 
 
-class Refused(Exception):
+class RequestFailed(Exception):
     """One request came to nothing."""
 
     def __init__(self, reason, detail):
@@ -99,7 +99,7 @@ FORMS = (
 )
 
 
-def clash(a, b):
+def conflicts(a, b):
     """Whether two goals of the goal language contradict each other."""
     about = lambda goal: max((kind for kind in ASPECTS if goal.startswith(kind)), key=len)
     return not set(ASPECTS[about(a)].split()).isdisjoint(ASPECTS[about(b)].split())
@@ -109,7 +109,7 @@ def draw_goal(seed, number):
     """Goal `number` of a seed, anything the goal language can say and training may see: one goal, two at once, two or
     three in order."""
     rng = random.Random(f"{seed}/{number}")
-    while any(withheld(goal := _draw(rng), language) for language in LANGUAGES):
+    while any(is_held_out(goal := _draw(rng), language) for language in LANGUAGES):
         pass
     return goal
 
@@ -121,7 +121,7 @@ def _draw(rng):
         while True:
             goal = rng.choice(FORMS)(rng)
             again = goal in plan or not goal.startswith(("push", "move")) and kind(goal) in map(kind, plan)
-            if not again and not (word == "AND" and clash(plan[-1], goal)):
+            if not again and not (word == "AND" and conflicts(plan[-1], goal)):
                 break
         plan += [word, goal]
     return str(parse(" ".join(plan)))
@@ -184,7 +184,7 @@ TONES = ("polite requests", "plain orders", "questions", "indirect requests", "w
 def _examples(language):
     """{goal: its sentences} of the training rows that ship."""
     table = {}
-    for row in load_sentences():
+    for row in load_instructions():
         if (row["language"], row["split"]) == (language, "train"):
             table.setdefault(row["goal"], []).append(row["text"])
     return table
@@ -200,15 +200,15 @@ def messages(task):
     talk = [{"role": "system", "content": SYSTEM}]
     table = _examples(task.language)
     for goal in rng.sample([goal for goal in table if goal != task.goal], 2):
-        sentences = rng.sample(table[goal], min(task.variations, 4, len(table[goal])))
-        talk += [ask(goal, len(sentences)),
-                 {"role": "assistant", "content": json.dumps(sentences, ensure_ascii=False)}]
+        instructions = rng.sample(table[goal], min(task.variations, 4, len(table[goal])))
+        talk += [ask(goal, len(instructions)),
+                 {"role": "assistant", "content": json.dumps(instructions, ensure_ascii=False)}]
     return [*talk, ask(task.goal, task.variations, ", among them " + ", ".join(rng.sample(TONES, 3)))]
 
 
 # Checking an answer
 
-WRITTEN = re.compile(r"\w\(|\w_\w|[=<>{}\[\]]|\b(AND|THEN)\b")       # traces of the goal language
+GOAL_SYNTAX = re.compile(r"\w\(|\w_\w|[=<>{}\[\]]|\b(AND|THEN)\b")       # traces of the goal language
 
 
 def read_answer(answer):
@@ -235,15 +235,15 @@ def refusal(text, task):
     hangul = len(re.findall("[가-힣ㄱ-ㆎ]", text))
     if not letters or (2 * hangul < len(letters) if task.language == "ko" else not "".join(letters).isascii()):
         return "language"
-    if not text.isprintable() or not CHARACTERS.issuperset(text):
+    if not text.isprintable() or not ALLOWED_CHARS.issuperset(text):
         return "characters"
-    return "goal_language" if WRITTEN.search(text) else None
+    return "goal_language" if GOAL_SYNTAX.search(text) else None
 
 
 # The files
 
 
-def torn(path):
+def partial_bytes(path):
     """How many bytes at the end of a file of JSON lines are half a line; ValueError if its end is no such thing."""
     tail = path.read_bytes().rpartition(b"\n")[2]
     try:
@@ -255,9 +255,9 @@ def torn(path):
     return 0
 
 
-def mend(path):
+def truncate_partial_line(path):
     """Takes half a line away from the end of a file, or ends its last line."""
-    size = path.stat().st_size - torn(path)
+    size = path.stat().st_size - partial_bytes(path)
     os.truncate(path, size)
     with path.open("r+b") as file:
         if size and file.seek(size - 1) >= 0 and file.read(1) != b"\n":
@@ -273,7 +273,7 @@ def append(file, text):
         os.fsync(file.fileno())
     except OSError as error:
         os.ftruncate(file.fileno(), end)
-        raise Stop(f"cannot write {file.name} ({error.strerror}): make room, and the same command goes on") from None
+        raise FatalError(f"cannot write {file.name} ({error.strerror}): make room, and the same command goes on") from None
 
 
 class Corpus:
@@ -281,24 +281,24 @@ class Corpus:
     tasks; they follow from the answers, so what a killed run left out is made up for. Lock held until `close`."""
 
     def __init__(self, path, tasks):
-        self.path, self.tasks, self.settled, self.counts, self.detail = path, tasks, 0, Counter(), ""
+        self.path, self.tasks, self.next_index, self.counts, self.detail = path, tasks, 0, Counter(), ""
         journal = path.with_name(path.name + ".journal.jsonl")
         self.journal = journal.open("ab", buffering=0)
         try:
             fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Stop(f"another run is writing {path}") from None
+            raise FatalError(f"another run is writing {path}") from None
         self.output = path.open("ab", buffering=0)
-        self.shipped, self.taken = {key(row["text"]) for row in load_sentences()}, set()
+        self.shipped, self.accepted = {key(row["text"]) for row in load_instructions()}, set()
         try:
-            mend(path)
-            self.present = {key(row["text"]): row for row in load_sentences(path)}
-            mend(journal)
+            truncate_partial_line(path)
+            self.present = {key(row["text"]): row for row in load_instructions(path)}
+            truncate_partial_line(journal)
             answers = self._read(journal)
         except ValueError as error:
             if not journal.stat().st_size:
                 journal.unlink()
-            raise Stop(error) from None
+            raise FatalError(error) from None
         self.answers = {task: answers[task] for task in tasks if task in answers}
         self.todo = [task for task in tasks if task not in answers]
         if self.present or answers:
@@ -332,35 +332,35 @@ class Corpus:
 
     def _settle(self):
         """Takes the sentences of all tasks before the first that has no answer yet."""
-        while self.settled < len(self.tasks) and self.tasks[self.settled] in self.answers:
-            task = self.tasks[self.settled]
+        while self.next_index < len(self.tasks) and self.tasks[self.next_index] in self.answers:
+            task = self.tasks[self.next_index]
             self._take(task, self.answers.pop(task))
-            self.settled += 1
+            self.next_index += 1
 
     def _take(self, task, answer):
-        sentences = read_answer(answer) if answer is not None else []
-        self.counts["not_json"] += sentences is None
+        instructions = read_answer(answer) if answer is not None else []
+        self.counts["not_json"] += instructions is None
         rows = []
-        for number, sentence in enumerate(sentences or []):
-            text = unicodedata.normalize("NFC", sentence).strip() if isinstance(sentence, str) else ""
-            understood = parse(read_goal(text) or task.goal)        # goals at once in the order in which they are said
-            row = {"text": text, "language": task.language, "goal": str(understood), "split": "train",
-                   "source": task.model, "family": "llm"}
-            contradicted = understood.meaning != parse(task.goal).meaning
-            reason = "surplus" if number >= task.variations else self._refusal(row, task, sentence, contradicted)
+        for number, instruction in enumerate(instructions or []):
+            text = unicodedata.normalize("NFC", instruction).strip() if isinstance(instruction, str) else ""
+            parsed_goal = parse(instruction_to_goal(text) or task.goal)        # goals at once in the order in which they are said
+            row = {"text": text, "language": task.language, "goal": str(parsed_goal), "split": "train",
+                   "source": task.model, "template_family": "llm"}
+            contradicted = parsed_goal.canonical != parse(task.goal).canonical
+            reason = "surplus" if number >= task.variations else self._refusal(row, task, instruction, contradicted)
             self.counts[reason or "rows"] += 1
             if reason is None:
-                self.taken.add(key(text))
+                self.accepted.add(key(text))
                 if key(text) not in self.present:
                     rows.append(json.dumps(row, ensure_ascii=False) + "\n")
         if rows:
             append(self.output, "".join(rows))
 
-    def _refusal(self, row, task, sentence, contradicted):
-        if not isinstance(sentence, str):
+    def _refusal(self, row, task, instruction, contradicted):
+        if not isinstance(instruction, str):
             return "not_text"
         same = key(row["text"])
-        double = same in self.taken or (self.present[same] != row if same in self.present else same in self.shipped)
+        double = same in self.accepted or (self.present[same] != row if same in self.present else same in self.shipped)
         return (refusal(row["text"], task)
                 or ("duplicate" if double else "contradicted" if contradicted else None))
 
@@ -380,7 +380,7 @@ class Corpus:
 # The endpoint
 
 
-def wait_asked_for(response):
+def retry_after(response):
     """Seconds that a Retry-After header names, as a number or as a date; 0 if there is none."""
     value = response.headers.get("Retry-After", "")
     try:
@@ -404,13 +404,13 @@ async def find_model(client, name, timeout):
         if name:
             return name
         if not response.is_success:
-            raise Stop(f"{client.base_url}models answers {said(response)}")
+            raise FatalError(f"{client.base_url}models answers {said(response)}")
         return str(response.json()["data"][0]["id"])
     except (httpx.RequestError, TimeoutError) as error:
-        raise Stop(f"no endpoint at {client.base_url} ({error or 'timed out'}): start one, as with "
+        raise FatalError(f"no endpoint at {client.base_url} ({error or 'timed out'}): start one, as with "
                    "scripts/start_vllm.sh, or give its --base-url") from None
     except (ValueError, LookupError, TypeError):
-        raise Stop(f"{client.base_url}models lists no model: give --model") from None
+        raise FatalError(f"{client.base_url}models lists no model: give --model") from None
 
 
 async def ask(client, task, args):
@@ -427,10 +427,10 @@ async def ask(client, task, args):
             if response.is_success:
                 return response.json()["choices"][0]["message"]["content"].encode("utf-8", "replace").decode()
             if response.status_code in (401, 403, 404):
-                raise Stop(f"{client.base_url}chat/completions answers {said(response)}")
+                raise FatalError(f"{client.base_url}chat/completions answers {said(response)}")
             if response.status_code < 500 and response.status_code not in (408, 429):
-                raise Refused("rejected", said(response))
-            wait, detail = wait_asked_for(response), said(response)
+                raise RequestFailed("rejected", said(response))
+            wait, detail = retry_after(response), said(response)
         except TimeoutError:
             detail = "timed out"
         except httpx.RequestError as error:
@@ -441,8 +441,8 @@ async def ask(client, task, args):
             backoff = min(BACKOFF * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
             await asyncio.sleep(wait + backoff)
     if lost:
-        raise Stop(f"{client.base_url} no longer answers ({detail}): the same command goes on from here")
-    raise Refused("failed", detail)
+        raise FatalError(f"{client.base_url} no longer answers ({detail}): the same command goes on from here")
+    raise RequestFailed("failed", detail)
 
 
 async def ask_all(client, corpus, args, bar):
@@ -453,7 +453,7 @@ async def ask_all(client, corpus, args, bar):
         for task in queue:
             try:
                 corpus.answer(task, await ask(client, task, args))
-            except Refused as refused:
+            except RequestFailed as refused:
                 corpus.fail(task, refused)
             bar.set_postfix(rows=corpus.counts["rows"], refused=corpus.counts.total() - corpus.counts["rows"],
                             refresh=False)
@@ -518,29 +518,29 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="of the goals (%(default)s)")
     add("--dry-run", action="store_true", help="print some requests; ask and write nothing")
     args = parser.parse_args(argv)
-    fail = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
+    die = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
     for name, low, high in (("n_goals", 1, 10**6), ("n_variations", 1, 50), ("concurrency", 1, 512),
                             ("timeout", 0.001, 86400), ("retries", 0, 100), ("seed", 0, 2**32 - 1)):
         if not low <= getattr(args, name) <= high:
-            return fail(f"--{name.replace('_', '-')} takes a number from {low} to {high}")
+            return die(f"--{name.replace('_', '-')} takes a number from {low} to {high}")
     args.languages = args.languages.split(",")
     if not set(args.languages) <= set(LANGUAGES) or len(set(args.languages)) < len(args.languages):
-        return fail("--languages takes ko, en or ko,en")
+        return die("--languages takes ko, en or ko,en")
     if args.dry_run:
         return show(all_tasks(args, args.model or "MODEL")) or 0
     folder = args.output.absolute().parent
     target = args.output if args.output.exists() else folder
     if args.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK) or not os.access(target, os.W_OK):
-        return fail(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
+        return die(f"cannot write --output {args.output}: name a file in a folder that exists and can be written")
     if not os.environ.get("OPENAI_API_KEY", "").isascii() or not os.environ.get("OPENAI_API_KEY", "").isprintable():
-        return fail("OPENAI_API_KEY holds characters that no key has")
+        return die("OPENAI_API_KEY holds characters that no key has")
     before = signal.signal(signal.SIGINT, stop)
     try:
         asyncio.run(generate(args))
-    except (Stop, httpx.InvalidURL) as error:
-        return fail(error)
+    except (FatalError, httpx.InvalidURL) as error:
+        return die(error)
     except OSError as error:
-        return fail(f"cannot write {error.filename or args.output}: {error.strerror}")
+        return die(f"cannot write {error.filename or args.output}: {error.strerror}")
     finally:
         signal.signal(signal.SIGINT, before)
     return 0

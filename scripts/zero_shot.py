@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inference import draw_frame, fail, save_gif, unfit  # noqa: E402
+from inference import check_output_path, die, draw_frame, save_gif  # noqa: E402
 
 
 def main(argv=None):
@@ -21,37 +21,37 @@ def main(argv=None):
     parser.add_argument("--task", default="PickPlaceCan", help="the scene (default PickPlaceCan)")
     parser.add_argument("--goal", help="a sentence, or a goal's name (default: one of the task's own sentences)")
     parser.add_argument("--steps", type=int, default=300, help="actions at most (default 300)")
-    parser.add_argument("--repeat", type=int, default=1, help="control steps for each action (default 1)")
+    parser.add_argument("--action-repeat", type=int, default=1, help="control steps for each action (default 1)")
     parser.add_argument("--camera", default="robot0_eye_in_hand", help="what the model sees through")
     parser.add_argument("--resolution", type=int, default=256, help="of what it sees, pixels (default 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the world's start (default 0)")
     parser.add_argument("--output", type=Path, default=Path("zero_shot.gif"), help="GIF to write")
-    parser.add_argument("--frames", type=Path, metavar="FOLDER", help="write frames there too, as stepNNN.png")
-    parser.add_argument("--every", type=int, default=5, help="each of how many of them (default 5)")
+    parser.add_argument("--save-frames", type=Path, metavar="FOLDER", help="write frames there too, as stepNNN.png")
+    parser.add_argument("--frame-every", type=int, default=5, help="each of how many of them (default 5)")
     args = parser.parse_args(argv)
-    if min(args.steps, args.every) < 1 or not 0 <= args.seed < 2**32:
-        return fail("--steps and --every take a whole number from 1 up, --seed one from 0 to 2**32 - 1")
-    if why := unfit(args.output):
-        return fail(why)
-    if args.frames and not (args.frames.is_dir() and os.access(args.frames, os.W_OK)):
-        return fail(f"cannot write into {args.frames}: name a folder that exists and can be written")
+    if min(args.steps, args.frame_every) < 1 or not 0 <= args.seed < 2**32:
+        return die("--steps and --every take a whole number from 1 up, --seed one from 0 to 2**32 - 1")
+    if why := check_output_path(args.output):
+        return die(why)
+    if args.save_frames and not (args.save_frames.is_dir() and os.access(args.save_frames, os.W_OK)):
+        return die(f"cannot write into {args.save_frames}: name a folder that exists and can be written")
 
     import torch
 
     from models.checkpoint import first_line
-    from models.zero_shot import Speaker, ZeroShot
-    from simulator.robosuite_env import ACTIONS, RobosuiteEnv, WorldError
+    from models.zero_shot import VLMGenerator, ZeroShotPolicy
+    from simulator.robosuite_env import ACTIONS, EnvError, RobosuiteEnv
     env = None
     try:
         env = RobosuiteEnv(task=args.task, cameras=args.camera, resolution=args.resolution, max_steps=args.steps,
-                           action_repeat=args.repeat)
-        model = ZeroShot(Speaker(args.model, "cuda" if torch.cuda.is_available() else "cpu"), ACTIONS)
-        scene, ending = run(env, model, args)
+                           action_repeat=args.action_repeat)
+        model = ZeroShotPolicy(VLMGenerator(args.model, "cuda" if torch.cuda.is_available() else "cpu"), ACTIONS)
+        scene, ending = run_episode(env, model, args)
         save_gif([scene], args.output)
-    except WorldError as error:
-        return fail(error)
+    except EnvError as error:
+        return die(error)
     except OSError as error:
-        return fail(f"{args.model}: {first_line(error)}")
+        return die(f"{args.model}: {first_line(error)}")
     finally:
         if env:
             env.close()
@@ -59,22 +59,22 @@ def main(argv=None):
     return 0
 
 
-def run(env, model, args):
+def run_episode(env, model, args):
     """One episode -> its frames, and what came of it in words."""
     from simulator.robosuite_env import ACTIONS
     goal = " ".join((args.goal or "").split())
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     print(f"goal \"{obs['goal']}\", " + (f"scored as {info['goal']}" if info["goal"] else "not scored: not known"))
-    frames, previous, total, ended = [draw_frame(env.render(), obs["goal"], "start")], None, 0.0, False
+    frames, previous, total, ended = [draw_frame(env.render(), obs["goal"], "initial")], None, 0.0, False
     while not ended:
-        answer = model.act(obs["image"], obs["goal"], previous)
-        obs, reward, success, truncated, _ = env.step(ACTIONS.index(answer.action))
-        total, previous, ended = total + reward, (answer.action, reward), success or truncated
-        words = answer.action + ("" if answer.parsed else f"  [default: {answer.error or repr(answer.text)}]")
-        print(f"{len(frames):3d}  {words}  {reward:+.4f}")
-        frames.append(draw_frame(env.render(), obs["goal"], f"{len(frames)}: {answer.action}"))
-        if args.frames and (len(frames) - 1) % args.every == 0:
-            frames[-1].save(args.frames / f"step{len(frames) - 1:03d}.png")
+        prediction = model.predict_action(obs["image"], obs["goal"], previous)
+        obs, reward, success, truncated, _ = env.step(ACTIONS.index(prediction.action))
+        total, previous, ended = total + reward, (prediction.action, reward), success or truncated
+        action_text = prediction.action + ("" if prediction.parsed else f"  [default: {prediction.error or repr(prediction.text)}]")
+        print(f"{len(frames):3d}  {action_text}  {reward:+.4f}")
+        frames.append(draw_frame(env.render(), obs["goal"], f"{len(frames)}: {prediction.action}"))
+        if args.save_frames and (len(frames) - 1) % args.frame_every == 0:
+            frames[-1].save(args.save_frames / f"step{len(frames) - 1:03d}.png")
     return frames, f"{'success' if success else 'no success'} after {len(frames) - 1} actions, return {total:.4f}"
 
 

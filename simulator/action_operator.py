@@ -59,7 +59,7 @@ class ActionStatus(IntEnum):
 
 
 _AREA = ("x", "y", "value", "radius")
-USED = {ActionType.NOOP: (), ActionType.ADD_PARTICLE: _AREA,
+USED_PARAMS = {ActionType.NOOP: (), ActionType.ADD_PARTICLE: _AREA,
         ActionType.SET_PROPERTY: ("target", "x", "y", "value", "property_type"), ActionType.APPLY_HEAT: _AREA,
         ActionType.APPLY_FORCE: _AREA, ActionType.APPLY_ATTRACTION: _AREA, ActionType.APPLY_REPULSION: _AREA,
         ActionType.STEP: ()}
@@ -83,8 +83,8 @@ class Action:
 
     @classmethod
     def from_vector(cls, vector):
-        kind, target, x, y, value, radius, what = (float(v) for v in vector)
-        return cls(ActionType(round(kind)), round(target), x, y, value, radius, PropertyType(round(what)))
+        kind, target, x, y, value, radius, prop = (float(v) for v in vector)
+        return cls(ActionType(round(kind)), round(target), x, y, value, radius, PropertyType(round(prop)))
 
     def describe(self):
         """The action in a few English words."""
@@ -130,17 +130,17 @@ class ActionOperator:
         actions[~finite] = ActionType.NOOP, -1, 0, 0, 0, 1, 0
         actions[:, [0, 1, 6]] = actions[:, [0, 1, 6]].round()
         low, high = np.tile(self.low, (len(actions), 1)), np.tile(self.high, (len(actions), 1))
-        kind, what = np.clip(actions[:, [0, 6]], 0, 7).astype(int).T
+        kind, prop = np.clip(actions[:, [0, 6]], 0, 7).astype(int).T
         sets = kind == ActionType.SET_PROPERTY
-        low[sets, 4], high[sets, 4] = self.property_low[what[sets]], self.property_high[what[sets]]
+        low[sets, 4], high[sets, 4] = self.property_low[prop[sets]], self.property_high[prop[sets]]
         high[kind == ActionType.ADD_PARTICLE, 5] = kernels.MAX_RADIUS
         clipped = np.clip(actions, low, high)
         status = np.where((clipped == actions).all(1), ActionStatus.OK, ActionStatus.CLIPPED)
         status[~finite] = ActionStatus.NOT_FINITE
-        field, extra = np.zeros((sim.batch_size, 4)), np.zeros(sim.batch_size, bool)
-        kernels.act(clipped, sim._state(), sim._size, status, field, extra)
-        if extra.any():
-            sim.step(worlds=np.flatnonzero(extra))
+        field, extra_step = np.zeros((sim.batch_size, 4)), np.zeros(sim.batch_size, bool)
+        kernels.act(clipped, sim._state(), sim._size, status, field, extra_step)
+        if extra_step.any():
+            sim.step(worlds=np.flatnonzero(extra_step))
         return status, field
 
     def execute(self, actions):

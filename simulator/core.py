@@ -41,12 +41,12 @@ BACKGROUND = (16, 16, 20)
 SAMPLES = 3         # per pixel and axis, where the picture is anti-aliased
 _HALO = np.linspace(BACKGROUND, (255, 130, 0), kernels.HALOS)
 _COLOURS = np.array([*_HALO, *(rgb for *_, rgb in PALETTE), (255, 255, 255), (0, 0, 0)], np.uint8)
-_STRIPS = [np.tile(np.roll(_COLOURS, -i, 1), 3)[:, :8] for i in range(3)]      # RGBRGBRG, GBRGBRGB, BRGBRGBR
-_PAINTS = np.concatenate([np.ascontiguousarray(strip).view(np.uint64) for strip in _STRIPS], 1)
+_STRIP_WORDS = [np.tile(np.roll(_COLOURS, -i, 1), 3)[:, :8] for i in range(3)]      # RGBRGBRG, GBRGBRGB, BRGBRGBR
+_COLOR_WORDS = np.concatenate([np.ascontiguousarray(strip).view(np.uint64) for strip in _STRIP_WORDS], 1)
 # bounds of settings, where these are not 0 and any finite number
-_LEAST = {"gravity_y": -100, "substeps": 1, "dt": 0.01,
+_MIN = {"gravity_y": -100, "substeps": 1, "dt": 0.01,
           "em_force_radius": 1e-6, "thermal_radiation_radius": 1e-6}
-_MOST = {"gravity_y": 100, "substeps": 1000, "dt": 100, "restitution": 1}
+_MAX = {"gravity_y": 100, "substeps": 1000, "dt": 100, "restitution": 1}
 _Settings = namedtuple("_Settings", [*PHYSICS, "h", "cooling", "reach"])
 
 
@@ -70,7 +70,7 @@ class ParticleSimulator:
                 raise ValueError(f"unknown physics setting {key!r}: did you mean {near!r}?")
         self.physics = PHYSICS | physics
         for key, value in self.physics.items():
-            if not _LEAST.get(key, 0) <= value <= _MOST.get(key, np.finfo(float).max):
+            if not _MIN.get(key, 0) <= value <= _MAX.get(key, np.finfo(float).max):
                 raise ValueError(f"physics setting {key} is out of range: {value}")
         if batch_size < 1 or max_particles < 1 or min(width, height) < 3 * MAX_RADIUS:
             raise ValueError(f"a world needs a particle and sides of {3 * MAX_RADIUS:.0f} px or more")
@@ -86,8 +86,8 @@ class ParticleSimulator:
         h = p["dt"] / p["substeps"]
         reach = max(p["em_force_radius"], p["thermal_radiation_radius"], 2 * MAX_RADIUS)
         self._settings = _Settings(**p, h=h, cooling=float(np.exp(-p["heat_dissipation"] * h)), reach=reach)
-        self._large = True if max_particles > kernels.CELLS_FROM else None
-        self._everyone, self._calm = np.arange(batch_size), np.zeros((batch_size, 4))
+        self._large = True if max_particles > kernels.CELL_LIST_ABOVE else None
+        self._all_envs, self._no_field = np.arange(batch_size), np.zeros((batch_size, 4))
 
     def clear(self, worlds, seeds):
         """Empties the named worlds and gives them new seeds."""
@@ -98,8 +98,8 @@ class ParticleSimulator:
     def step(self, field=None, worlds=None):
         """Advances all worlds (or the named ones) by dt. `field` float64 [B,4]: x, y, strength, radius of a
         repulsion that acts during this step; strength 0 is none."""
-        worlds = self._everyone if worlds is None else np.asarray(worlds)
-        field = self._calm if field is None else field
+        worlds = self._all_envs if worlds is None else np.asarray(worlds)
+        field = self._no_field if field is None else field
         kernels.step(worlds, self._state(), field, self._settings, self._size, self._large)
 
     def _state(self):
@@ -112,15 +112,15 @@ class ParticleSimulator:
         orange halo its temperature, three grey dots behind it where it comes from. Hard-edged at scale 1,
         anti-aliased at larger scales.
         """
-        worlds = self._everyone if worlds is None else np.asarray(worlds)
+        worlds = self._all_envs if worlds is None else np.asarray(worlds)
         shape = (len(worlds), self.height * scale, self.width * scale, 3)
         out = np.empty(shape, np.uint8) if out is None else out
         if scale == 1:
-            kernels.draw(worlds, out, 1, self._size, self._state(), _PAINTS)
+            kernels.draw(worlds, out, 1, self._size, self._state(), _COLOR_WORDS)
             return out
         fine = scale * SAMPLES
         images = np.empty((len(worlds), self.height * fine, self.width * fine, 3), np.uint8)
-        kernels.draw(worlds, images, fine, self._size, self._state(), _PAINTS)
+        kernels.draw(worlds, images, fine, self._size, self._state(), _COLOR_WORDS)
         parts = (images[:, a::SAMPLES, b::SAMPLES] for a in range(SAMPLES) for b in range(SAMPLES))
         out[:] = sum(part.astype(np.uint16) for part in parts) // SAMPLES**2
         return out

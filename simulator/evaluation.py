@@ -17,7 +17,7 @@ def wilson(k, n, z=1.959964):
     return max(0.0, (middle - half) / d), min(1.0, (middle + half) / d)
 
 
-def share(k, n):
+def success_rate(k, n):
     """{"k", "n", "rate", "low", "high"} of k successes in n episodes."""
     low, high = wilson(k, n)
     return {"k": int(k), "n": int(n), "rate": k / n if n else 0.0, "low": low, "high": high}
@@ -27,7 +27,7 @@ def _rows(rows, leaf):
     return leaf[rows] if isinstance(leaf, np.ndarray) else tuple(leaf[i] for i in rows)
 
 
-def run_episodes(env, act, seeds, goals=None, texts=None, watch=None):
+def run_episodes(env, act, seeds, goals=None, texts=None, monitor_goals=None):
     """One episode for each seed -> {"success" bool [n], "length" int [n], "return" [n], "goal" [n] strings}, and what
     else the environment tells of an episode, float [n].
 
@@ -39,8 +39,8 @@ def run_episodes(env, act, seeds, goals=None, texts=None, watch=None):
               "goal": np.full(n, "", object)}
     for first in range(0, n, e):
         block = [min(first + i, n - 1) for i in range(e)]        # the last block is filled up with its last episode
-        asked = {"goals": goals, "texts": texts, "watch": watch}
-        options = {"once": True} | {key: [values[i] for i in block] for key, values in asked.items()
+        asked = {"goals": goals, "instructions": texts, "monitor_goals": monitor_goals}
+        options = {"single_episode": True} | {key: [values[i] for i in block] for key, values in asked.items()
                                     if values is not None}
         obs, _ = env.reset(seed=[int(seeds[i]) for i in block], options=options)
         running = np.arange(min(e, n - first))
@@ -64,19 +64,19 @@ def policy_actor(policy, deterministic):
     return lambda obs, worlds: policy.act(obs, deterministic)[0].cpu().numpy()
 
 
-def alone(run, count):
+def run_local(run, count):
     """`run(indices)` -> a dict of arrays [n], for all `count` indices. What spreads them over processes looks alike."""
     return run(np.arange(count))
 
 
-def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spread=alone, baselines=True):
+def evaluate_actors(env, policy, episodes, seed, goals=None, texts=None, monitor_goals=None, run_sharded=run_local, baselines=True):
     """The policy, deterministic and sampled, and the baselines, on the same episodes: {name: run_episodes' result}.
 
     The goals go round in equal shares unless given. `spread`: see `alone`."""
     seeds = seed + np.arange(episodes)
-    goals = env.balanced_goals(episodes) if goals is None else goals
+    goals = env.round_robin_goals(episodes) if goals is None else goals
     rng = np.random.default_rng(seed)
-    actors = {"deterministic": policy_actor(policy, True), "sampled": policy_actor(policy, False)} if policy else {}
+    actors = {"greedy": policy_actor(policy, True), "sampled": policy_actor(policy, False)} if policy else {}
     if baselines:
         actors |= {"no-op": lambda obs, worlds: env.noop_actions()[worlds],
                    "random": lambda obs, worlds: env.random_actions(rng)[worlds],
@@ -85,20 +85,20 @@ def run_all(env, policy, episodes, seed, goals=None, texts=None, watch=None, spr
         torch.manual_seed(seed)
         run = lambda act: lambda rows: run_episodes(env, act, seeds[rows], [goals[i] for i in rows],
                                                     texts and [texts[i] for i in rows],
-                                                    watch and [watch[i] for i in rows])
-        return {name: spread(run(act), episodes) for name, act in actors.items()}
+                                                    monitor_goals and [monitor_goals[i] for i in rows])
+        return {name: run_sharded(run(act), episodes) for name, act in actors.items()}
 
 
-def summary(result):
+def summarize(result):
     """k of n with its interval, in all and `per_goal`, the mean length of successful episodes, and the shares of
     episodes that came through the `stages` which the environment tells of."""
     success, goals = result["success"], result["goal"]
-    per_goal = {str(goal): share(success[goals == goal].sum(), (goals == goal).sum())
+    per_goal = {str(goal): success_rate(success[goals == goal].sum(), (goals == goal).sum())
                 for goal in dict.fromkeys(goals)}
     steps = float(result["length"][success].mean()) if success.any() else None
     more = {name: values for name, values in result.items() if name not in ("success", "length", "return", "goal")}
     stages = {name: float(np.nanmean(values)) for name, values in more.items() if not np.isnan(values).all()}
-    return share(success.sum(), len(success)) | {"mean_steps": steps, "per_goal": per_goal, "stages": stages}
+    return success_rate(success.sum(), len(success)) | {"mean_steps": steps, "per_goal": per_goal, "stages": stages}
 
 
 def step_ratio(a, b):
@@ -107,17 +107,17 @@ def step_ratio(a, b):
     return float(a["length"][both].sum() / b["length"][both].sum()) if both.any() else None
 
 
-def evaluate_policy(env, policy, episodes, seed, spread=alone, baselines=True):
+def evaluate_policy(env, policy, episodes, seed, run_sharded=run_local, baselines=True):
     """Everything a report needs, as plain data: `policy` (deterministic, sampled; none of None) and `baselines` (no-op,
     random, expert) on the same episodes, and the deterministic policy's steps to the expert's where both succeed."""
-    results = run_all(env, policy, episodes, seed, spread=spread, baselines=baselines)
-    figures = {name: summary(result) for name, result in results.items()}
-    mine = {name: figures.pop(name) for name in ("deterministic", "sampled") if name in figures}
-    ratio = step_ratio(results["deterministic"], results["expert"]) if mine and baselines else None
+    results = evaluate_actors(env, policy, episodes, seed, run_sharded=run_sharded, baselines=baselines)
+    figures = {name: summarize(result) for name, result in results.items()}
+    mine = {name: figures.pop(name) for name in ("greedy", "sampled") if name in figures}
+    ratio = step_ratio(results["greedy"], results["expert"]) if mine and baselines else None
     return {"episodes": episodes, "seed": seed, "policy": mine, "baselines": figures, "steps_policy_to_expert": ratio}
 
 
-def show(figures):
+def format_table(figures):
     """What `evaluate_policy` gave as a table: a row per goal, a column per policy, success in percent."""
     columns = figures["policy"] | figures["baselines"]
     goals = list(next(iter(columns.values()))["per_goal"])
@@ -136,7 +136,7 @@ def show(figures):
     return "\n".join(lines)
 
 
-def show_splits(figures):
+def format_splits(figures):
     """{split: what a world's `measure_split` gave} as one table."""
     names = list(next(iter(figures.values())))
     row = lambda title, cells: f"{title:<22}" + "".join(f"{cell:>24}" for cell in cells)
@@ -144,13 +144,13 @@ def show_splits(figures):
     lines = [row("success, %, [95 %]", names)]
     for split, columns in figures.items():
         cells = [columns[name] for name in names]
-        if split == "swap":
-            lines += [row("swap: spoken goal", [percent(c["spoken"]) for c in cells]),
-                      row("swap: true goal", [percent(c["true"]) for c in cells]),
+        if split == "instruction_swap":
+            lines += [row("swap: spoken goal", [percent(c["instructed"]) for c in cells]),
+                      row("swap: true goal", [percent(c["original"]) for c in cells]),
                       row("swap: gap", [f"{c['gap']:.2f}" for c in cells])]
-        elif split == "chain":
-            lines += [row(f"chain: {n} in a row", [percent(c["links"][n - 1]) for c in cells])
-                      for n in range(1, len(columns[names[0]]["links"]) + 1)]
+        elif split == "long_horizon":
+            lines += [row(f"chain: {n} in a row", [percent(c["tasks_in_a_row"][n - 1]) for c in cells])
+                      for n in range(1, len(columns[names[0]]["tasks_in_a_row"]) + 1)]
             lines.append(row("chain: mean, of 5", [f"{c['mean']:.2f}" for c in cells]))
         else:
             lines.append(row(split, map(percent, cells)))

@@ -20,31 +20,31 @@ from gymnasium.vector.utils import batch_space
 
 from simulator import expert
 from simulator import goals as G
-from simulator.action_operator import USED, Action, ActionOperator, ActionStatus, ActionType
+from simulator.action_operator import USED_PARAMS, Action, ActionOperator, ActionStatus, ActionType
 from simulator.core import ParticleSimulator
-from simulator.language import CHARACTERS, load_sentences
-from simulator.reader import explain, read_goal
+from simulator.language import ALLOWED_CHARS, load_instructions
+from simulator.reader import instruction_to_goal, parse_instruction
 
-WHY_NOT = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
-WRITTEN = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
+REJECTION_NOTES = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
+GOAL_SYNTAX = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
 
 
-def read_plan(text):
+def parse_goal_or_text(text):
     """The Plan that `text` asks for, a sentence or a goal in the goal language; None for a sentence that is not
     understood, GoalError for a goal that is written wrongly."""
     if not text.strip():
         raise G.GoalError("the goal is empty: give a sentence or a goal, as in \"move left\" or push(direction=left)")
-    goal = text if WRITTEN.match(text) else read_goal(text)
+    goal = text if GOAL_SYNTAX.match(text) else instruction_to_goal(text)
     return G.parse(goal) if goal else None
 
 
-class HybridAction(spaces.Box):
-    """A Box whose column 0 is an action type; it says which columns each type `uses` (bool [K,A]), which are
+class HybridActionSpace(spaces.Box):
+    """A Box whose column 0 is an action type; it says which columns each type `used_params` (bool [K,A]), which are
     `continuous`, which of these are an image `point`, and which one is `categorical`."""
 
-    def __init__(self, low, high, uses, continuous, point, categorical):
+    def __init__(self, low, high, used_params, continuous, xy_params, categorical):
         super().__init__(low, high, dtype=np.float32)
-        self.uses, self.continuous, self.point, self.categorical = uses, continuous, point, categorical
+        self.used_params, self.continuous, self.xy_params, self.categorical = used_params, continuous, xy_params, categorical
 
 
 def action_space(width, height, max_particles):
@@ -52,42 +52,42 @@ def action_space(width, height, max_particles):
     low = np.array([0, -1, 0, 0, -5, 1, 0], np.float32)
     high = np.array([len(ActionType) - 1, max_particles - 1, width, height, 5, 64, 7], np.float32)
     names = ("action_type", "target", "x", "y", "value", "radius", "property_type")
-    uses = np.array([[i == 0 or (name in USED[kind] and name != "target") for i, name in enumerate(names)]
+    used_params = np.array([[i == 0 or (name in USED_PARAMS[kind] and name != "target") for i, name in enumerate(names)]
                      for kind in ActionType])
-    return HybridAction(low, high, uses, continuous=(2, 3, 4, 5), point=(2, 3), categorical=6)
+    return HybridActionSpace(low, high, used_params, continuous=(2, 3, 4, 5), xy_params=(2, 3), categorical=6)
 
 
 @cache
-def sentences_by_goal(split="train", language=None, more=()):
+def instructions_by_goal(split="train", language=None, more=()):
     """{goal: its sentences} of one split of the shipped corpus, in one language or both, and of the files `more`."""
     table = {}
-    for row in [row for path in (None, *more) for row in load_sentences(path)]:
+    for row in [row for path in (None, *more) for row in load_instructions(path)]:
         if row["split"] == split and language in (None, row["language"]):
             table.setdefault(str(G.parse(row["goal"])), []).append(row["text"])
     return table
 
 
-def choices(goals, sentences):
+def choices(goals, instructions):
     """What an environment asks for: for each item of `goals` (a goal, or the name of one of `G.SETS`) lists of Plans,
     to be drawn from in equal shares; of a set those that `sentences` knows, amounts and single particles by kind.
     ValueError for a set without sentences."""
     known = {}
-    for goal in sentences:
+    for goal in instructions:
         plan = G.parse(goal)
-        name = G.set_of(plan)
-        kind = plan.goals[0].kind if name in ("amounts", "by_particle") else ""
+        name = G.goal_group(plan)
+        kind = plan.goals[0].kind if name in ("quantified", "per_object") else ""
         known.setdefault(name, {}).setdefault(kind, []).append(plan)
     try:
-        table = [list(known.get(str(goal), {}).values()) if str(goal) in G.SETS else [[G.parse(str(goal))]]
+        table = [list(known.get(str(goal), {}).values()) if str(goal) in G.GOAL_GROUPS else [[G.parse(str(goal))]]
                  for goal in goals]
     except G.GoalError as error:
-        raise G.GoalError(f"{error}; or name a set of goals: {', '.join(G.SETS)}") from None
+        raise G.GoalError(f"{error}; or name a set of goals: {', '.join(G.GOAL_GROUPS)}") from None
     if not all(table):
         raise ValueError(f"no sentences for the goals {goals[table.index([])]!r} in this split of the corpus")
     return table
 
 
-class Worlds:
+class ParticleTask:
     """B particle worlds with a goal each. `goals` are goals or names of `G.SETS` (default: the simple ones);
     `sentences` {goal: its sentences} is what they are said with (default: the corpus's for training). An episode ends
     after `max_steps` for each goal of its plan. A share `chain` of the episodes after the first goes on in the world
@@ -96,115 +96,115 @@ class Worlds:
     World b's episode k is a function of (seed of b, k) and b's actions since its reset alone.
     """
 
-    def __init__(self, count, goals=None, sentences=None, max_steps=32, width=64, height=64, n_particles=8,
-                 max_particles=50, physics=None, chain=0.0):
+    def __init__(self, count, goals=None, instructions=None, max_steps=32, width=64, height=64, n_particles=8,
+                 max_particles=50, physics=None, continue_prob=0.0):
         if max_steps < 1 or not 1 <= n_particles <= max_particles:
             raise ValueError(f"max_steps {max_steps} and n_particles {n_particles} must be at least 1, and n_particles "
                              f"at most max_particles, {max_particles}")
         self.sim = ParticleSimulator(count, max_particles, width, height, physics)
         self.operator = ActionOperator(self.sim)
         self.size = np.array([width, height], float)
-        self.max_steps, self.n_particles, self.chain = max_steps, n_particles, chain
-        self.sentences = sentences_by_goal() if sentences is None else sentences
-        self.choices = choices(goals or G.GOALS, self.sentences)
-        self.sets = {str(name) for name in goals or ()} & set(G.SETS) - {"simple"}
+        self.max_steps, self.n_particles, self.continue_prob = max_steps, n_particles, continue_prob
+        self.instructions = instructions_by_goal() if instructions is None else instructions
+        self.choices = choices(goals or G.GOALS, self.instructions)
+        self.sets = {str(name) for name in goals or ()} & set(G.GOAL_GROUPS) - {"simple"}
         plans = [plan for item in self.choices for group in item for plan in group]
-        self.words = sorted(set().union(*map(G.words_of, plans)))       # all that may be said
+        self.goal_vocab = sorted(set().union(*map(G.goal_slots, plans)))       # all that may be said
         space = action_space(width, height, max_particles)
         self.action_low, self.action_high = space.low, space.high
         self.seeds, self.episode = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self.steps, self.initial = np.zeros(count, np.int64), np.full(count, n_particles)
+        self.steps, self.num_scored = np.zeros(count, np.int64), np.full(count, n_particles)
         self.goals, self.texts = [self.choices[0][0][0]] * count, [""] * count      # Plans, and how they are said
-        self.phase = np.zeros(count, np.int64)
-        self.now = G.Summary.of(self.sim, self.initial)
-        self.start = self.now[slice(None)]
-        self.now = G.Summary.of(self.sim, self.initial)
+        self.stage = np.zeros(count, np.int64)
+        self.current = G.StateSummary.from_sim(self.sim, self.num_scored)
+        self.initial = self.current[slice(None)]
+        self.current = G.StateSummary.from_sim(self.sim, self.num_scored)
 
-    def draw(self, rng, world=None):
+    def sample_goal(self, rng, world=None):
         """A Plan to ask for; for a `world`, one that is a fair thing to ask there now, None if none is found."""
         for _ in range(1 if world is None else 50):
             plan = self.choices
             while isinstance(plan, list):
                 plan = plan[rng.integers(len(plan))] if len(plan) > 1 else plan[0]
-            if world is None or G.fair(plan, self.now[[world]], self.size):
+            if world is None or G.is_feasible_start(plan, self.current[[world]], self.size):
                 return plan
         return None
 
-    def balanced(self, episodes):
+    def round_robin(self, episodes):
         """Goals for these episodes (numbers) that go round through all that is asked."""
         def pick(plan, i):
             return pick(plan[i % len(plan)], i // len(plan)) if isinstance(plan, list) else plan
         return [pick(self.choices, i) for i in episodes]
 
-    def label(self, plan):
+    def group_name(self, plan):
         """What a plan counts as in figures: one of a set as the set, for there are too many of them."""
-        name = G.set_of(plan)
+        name = G.goal_group(plan)
         return name if name in self.sets else str(plan)
 
-    def say(self, plan, rng):
+    def sample_instruction(self, plan, rng):
         """A sentence for a Plan; as it is written, where none is known."""
-        known = self.sentences.get(str(plan)) or [str(plan)]
+        known = self.instructions.get(str(plan)) or [str(plan)]
         return known[rng.integers(len(known))]
 
-    def begin(self, worlds, goals=None, texts=None):
+    def start_episode(self, worlds, goals=None, texts=None):
         """Starts the next episode of the named worlds; goals and sentences are drawn where not given."""
         for i, b in enumerate(worlds):
             rng = np.random.default_rng([self.seeds[b], self.episode[b]])
             goal = goals[i] if goals is not None else None
-            goes_on = goal is None and self.chain > 0 and self.episode[b] > 0 and rng.random() < self.chain
+            goes_on = goal is None and self.continue_prob > 0 and self.episode[b] > 0 and rng.random() < self.continue_prob
             if goes_on and self.sim.count[b] == self.n_particles:
-                goal = self.draw(rng, b)
+                goal = self.sample_goal(rng, b)
             fresh = not goes_on or goal is None
-            drawn = self.draw(rng)
+            drawn = self.sample_goal(rng)
             self.goals[b] = goal = goal or drawn
-            text = self.say(goal, rng)
+            text = self.sample_instruction(goal, rng)
             self.texts[b] = texts[i] if texts is not None and texts[i] is not None else text
             for attempt in range(20 if fresh else 0):
                 try:
-                    self.place(b, self.goals[b], rng)
+                    self.reset_state(b, self.goals[b], rng)
                     break
                 except G.GoalError:     # a crowded world cannot start for everything that may be drawn
                     if goals is not None and goals[i] is not None or attempt == 19:
                         raise
-                    self.goals[b] = self.draw(rng)
-                    self.texts[b] = self.say(self.goals[b], rng)
+                    self.goals[b] = self.sample_goal(rng)
+                    self.texts[b] = self.sample_instruction(self.goals[b], rng)
             self.episode[b] += 1
-        self.measure(worlds)
+        self.reset_progress(worlds)
 
-    def place(self, b, goal, rng):
+    def reset_state(self, b, goal, rng):
         """Fills world b anew, as a start for `goal`."""
         self.sim.clear(np.array([b]), np.array([rng.integers(2**63)], np.uint64))
-        state = G.start_state(goal, rng, self.size, self.n_particles)
+        state = G.sample_start_state(goal, rng, self.size, self.n_particles)
         for name, value in zip(("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity"),
                                state, strict=True):
             getattr(self.sim, name)[b, :self.n_particles] = value
         self.sim.count[b] = self.n_particles
 
-    def measure(self, worlds):
+    def reset_progress(self, worlds):
         """Progress and time are measured from here on."""
-        self.steps[worlds] = self.phase[worlds] = 0
-        self.now[worlds] = self.start[worlds] = G.Summary.of(self.sim, self.initial, worlds)
+        self.steps[worlds] = self.stage[worlds] = 0
+        self.current[worlds] = self.initial[worlds] = G.StateSummary.from_sim(self.sim, self.num_scored, worlds)
 
-    def ask(self, worlds, goals, texts):
+    def set_goals(self, worlds, goals, texts):
         """Asks the named worlds for something else, from where they are now."""
         for b, goal, text in zip(worlds, goals, texts, strict=True):
             self.goals[b], self.texts[b] = goal, text
-        self.measure(worlds)
+        self.reset_progress(worlds)
 
     def render(self, worlds=None, scale=1):
         """Pictures uint8 [B,H*scale,W*scale,3] of all worlds, or the named ones. A white mark in the top left corner
         for each phase of the plan that is reached: without it nothing would tell which one is due."""
         images = self.sim.render(scale, worlds)
-        for image, phase in zip(images, self.phase if worlds is None else self.phase[worlds], strict=True):
-            for mark in range(phase):
+        for image, stage in zip(images, self.stage if worlds is None else self.stage[worlds], strict=True):
+            for mark in range(stage):
                 image[scale:5 * scale, (1 + 6 * mark) * scale:(5 + 6 * mark) * scale] = 255
         return images
 
-    def active(self):
+    def active_goals(self):
         """The goals that count now, each with the worlds [b] that have it in their plan's present phase."""
         table = {}
-        for b, (plan, phase) in enumerate(zip(self.goals, self.phase, strict=True)):
-            for goal in plan.phases[phase]:
+        for b, (plan, stage) in enumerate(zip(self.goals, self.stage, strict=True)):
+            for goal in plan.phases[stage]:
                 table.setdefault(goal, []).append(b)
         return [(goal, np.array(worlds)) for goal, worlds in table.items()]
 
@@ -212,46 +212,46 @@ class Worlds:
         """-> rewards float32 [B], success bool [B], truncated bool [B], action status codes [B]."""
         status, field = self.operator.apply(actions)
         self.sim.step(field)
-        before, self.now = self.now, G.Summary.of(self.sim, self.initial)
+        before, self.current = self.current, G.StateSummary.from_sim(self.sim, self.num_scored)
         self.steps += 1
         rewards, met = np.zeros(len(self.goals), np.float32), np.ones(len(self.goals), bool)
-        for goal, b in self.active():
-            now, start = self.now[b], self.start[b]
-            met[b] &= G.reached(goal, now, start, self.size)
-            share = np.array([len(self.goals[i].phases[self.phase[i]]) for i in b])
-            rewards[b] += G.reward(goal, now, before[b], start, self.size) / share
+        for goal, b in self.active_goals():
+            current, initial = self.current[b], self.initial[b]
+            met[b] &= G.is_success(goal, current, initial, self.size)
+            fraction = np.array([len(self.goals[i].phases[self.stage[i]]) for i in b])
+            rewards[b] += G.reward(goal, current, before[b], initial, self.size) / fraction
         phases = np.array([len(plan.phases) for plan in self.goals])
         rewards += G.SUCCESS_REWARD / phases * met
-        success = met & (self.phase == phases - 1)
+        success = met & (self.stage == phases - 1)
         on = np.flatnonzero(met & ~success)        # the next phase is measured from here
-        self.phase[on] += 1
-        self.start[on] = self.now[on]
+        self.stage[on] += 1
+        self.initial[on] = self.current[on]
         limit = self.max_steps * np.array([len(plan.goals) for plan in self.goals])
         return rewards, success, ~success & (self.steps >= limit), status
 
     def state(self):
         """Everything the future depends on, as plain arrays and strings; `restore` takes it back."""
         sim = {name: getattr(self.sim, name).copy() for name in self.sim.STATE}
-        own = {name: getattr(self, name).copy() for name in ("seeds", "episode", "steps", "phase")}
+        own = {name: getattr(self, name).copy() for name in ("seeds", "episode", "steps", "stage")}
         summaries = {f"{which}_{name}": getattr(getattr(self, which), name).copy()
-                     for which in ("now", "start") for name in G.Summary.__dataclass_fields__}
-        return sim | own | summaries | {"goals": [str(goal) for goal in self.goals], "texts": list(self.texts)}
+                     for which in ("current", "initial") for name in G.StateSummary.__dataclass_fields__}
+        return sim | own | summaries | {"goals": [str(goal) for goal in self.goals], "instructions": list(self.texts)}
 
     def restore(self, state):
         for name in self.sim.STATE:
             getattr(self.sim, name)[:] = state[name]
-        for name in ("seeds", "episode", "steps", "phase"):
+        for name in ("seeds", "episode", "steps", "stage"):
             getattr(self, name)[:] = state[name]
-        for which in ("now", "start"):
-            for name in G.Summary.__dataclass_fields__:
+        for which in ("current", "initial"):
+            for name in G.StateSummary.__dataclass_fields__:
                 getattr(getattr(self, which), name)[:] = state[f"{which}_{name}"]
-        self.goals, self.texts = [G.parse(goal) for goal in state["goals"]], list(state["texts"])
+        self.goals, self.texts = [G.parse(goal) for goal in state["goals"]], list(state["instructions"])
 
 
 def _spaces(worlds):
     height, width = int(worlds.size[1]), int(worlds.size[0])
     observation = spaces.Dict({"image": spaces.Box(0, 255, (height, width, 3), np.uint8),
-                               "goal": spaces.Text(500, charset=CHARACTERS)})
+                               "goal": spaces.Text(500, charset=ALLOWED_CHARS)})
     return observation, action_space(width, height, worlds.sim.position.shape[1])
 
 
@@ -264,7 +264,7 @@ class ParticleVectorEnv(VectorEnv):
 
     def __init__(self, num_envs, render_mode=None, **settings):
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.worlds = Worlds(num_envs, **settings)
+        self.worlds = ParticleTask(num_envs, **settings)
         self._seeds = np.random.default_rng()
         self.single_observation_space, self.single_action_space = _spaces(self.worlds)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -281,7 +281,7 @@ class ParticleVectorEnv(VectorEnv):
         seeds = seed + np.arange(self.num_envs) if isinstance(seed, int | np.integer) else np.asarray(seed)
         self.worlds.seeds[:], self.worlds.episode[:] = seeds, 0
         goals = [g and G.parse(str(g)) for g in (options or {}).get("goals", [None] * self.num_envs)]
-        self.worlds.begin(np.arange(self.num_envs), goals, (options or {}).get("texts"))
+        self.worlds.start_episode(np.arange(self.num_envs), goals, (options or {}).get("instructions"))
         return self._observe(), {}
 
     def step(self, actions):
@@ -295,10 +295,10 @@ class ParticleVectorEnv(VectorEnv):
             final = np.full(self.num_envs, None, object)
             for b in ended:
                 final[b] = {"image": obs["image"][b].copy(), "goal": obs["goal"][b]}
-            names = np.array([worlds.label(goal) for goal in worlds.goals], object)
+            names = np.array([worlds.group_name(goal) for goal in worlds.goals], object)
             infos |= {"final_obs": final, "_final_obs": mask, "_episode": mask,
                       "episode": {"success": success.copy(), "goal": names}}
-            worlds.begin(ended)
+            worlds.start_episode(ended)
             obs["image"][ended] = worlds.render(ended)
             obs["goal"] = tuple(worlds.texts)
         return obs, rewards, success, truncated, infos
@@ -310,7 +310,7 @@ class ParticleVectorEnv(VectorEnv):
         """What the scripted expert does now, [E,7]; it sees the true state."""
         return expert.expert_actions(self.worlds)
 
-    def ask_otherwise(self, rng, share):
+    def relabel_goals(self, rng, fraction):
         """As if something else had been asked here and now: what is asked, and the expert's actions [E,7] for it.
 
         What is asked: E sentences, `goal`; which of `words` they say, float32 [E,V]; the number of the goal that is
@@ -319,30 +319,30 @@ class ParticleVectorEnv(VectorEnv):
         A `share` of the worlds is asked for another goal, all others for the same one in other words."""
         worlds = self.worlds
         goals, texts = worlds.goals, worlds.texts
-        other = (rng.random(self.num_envs) < share) & (worlds.phase == 0)     # the picture tells the phase
-        worlds.goals = [worlds.draw(rng) if change else goal for goal, change in zip(goals, other, strict=True)]
-        asked, actions = tuple(worlds.say(goal, rng) for goal in worlds.goals), self.expert_actions()
-        words, due = self._said(worlds.goals), expert.due(worlds)
-        places = np.full((self.num_envs, 2, 2), np.nan, np.float32)
+        other = (rng.random(self.num_envs) < fraction) & (worlds.stage == 0)     # the picture tells the phase
+        worlds.goals = [worlds.sample_goal(rng) if change else goal for goal, change in zip(goals, other, strict=True)]
+        asked, actions = tuple(worlds.sample_instruction(goal, rng) for goal in worlds.goals), self.expert_actions()
+        slots, active_goal = self._slot_labels(worlds.goals), expert.active_goal_index(worlds)
+        object_xy = np.full((self.num_envs, 2, 2), np.nan, np.float32)
         for b, plan in enumerate(worlds.goals):
-            goal = plan.goals[due[b]]
+            goal = plan.goals[active_goal[b]]
             if goal.kind in ("move_to", "move_toward"):
-                places[b, :len(goal.ids)] = worlds.sim.position[b, list(goal.ids)] / worlds.size
+                object_xy[b, :len(goal.ids)] = worlds.sim.position[b, list(goal.ids)] / worlds.size
         worlds.goals, worlds.texts = goals, texts
-        return {"goal": asked, "words": words, "due": due, "places": places}, actions
+        return {"goal": asked, "goal_slots": slots, "active_goal": active_goal, "object_xy": object_xy}, actions
 
-    def things_to_say(self, rng, n):
+    def sample_instructions(self, rng, n):
         """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""
-        plans = [self.worlds.draw(rng) for _ in range(n)]
-        return tuple(self.worlds.say(plan, rng) for plan in plans), self._said(plans)
+        plans = [self.worlds.sample_goal(rng) for _ in range(n)]
+        return tuple(self.worlds.sample_instruction(plan, rng) for plan in plans), self._slot_labels(plans)
 
-    def _said(self, plans):
-        return np.array([[word in words for word in self.words] for words in map(G.words_of, plans)], np.float32)
+    def _slot_labels(self, plans):
+        return np.array([[word in slots for word in self.goal_vocab] for slots in map(G.goal_slots, plans)], np.float32)
 
     @property
-    def words(self):
+    def goal_vocab(self):
         """The words that goals are made of here (`G.words_of`), sorted."""
-        return self.worlds.words
+        return self.worlds.goal_vocab
 
     def noop_actions(self):
         return expert.noop_actions(self.worlds)
@@ -350,9 +350,9 @@ class ParticleVectorEnv(VectorEnv):
     def random_actions(self, rng):
         return expert.random_actions(self.worlds, rng)
 
-    def balanced_goals(self, n):
+    def round_robin_goals(self, n):
         """n goals that go round through all that this environment asks for."""
-        return self.worlds.balanced(range(n))
+        return self.worlds.round_robin(range(n))
 
     def state(self):
         return self.worlds.state()
@@ -369,7 +369,7 @@ class ParticleEnv(gymnasium.Env):
 
     def __init__(self, render_mode=None, render_scale=8, **settings):
         self.render_mode, self.render_scale = render_mode, render_scale
-        self.worlds = Worlds(1, **settings)
+        self.worlds = ParticleTask(1, **settings)
         self.observation_space, self.action_space = _spaces(self.worlds)
         self.scored = True
 
@@ -386,13 +386,13 @@ class ParticleEnv(gymnasium.Env):
         super().reset(seed=seed)
         self.worlds.seeds[0] = self.np_random.integers(2**31) if seed is None else seed
         self.worlds.episode[0] = 0
-        wish = (options or {}).get("goal")
-        goal = None if wish is None else read_plan(str(wish))
-        text = str(wish) if goal is None or not WRITTEN.match(str(wish)) else None
-        self.scored = wish is None or goal is not None
-        self.worlds.begin(np.array([0]), [goal], [None if wish is None else text])
+        request = (options or {}).get("goal")
+        goal = None if request is None else parse_goal_or_text(str(request))
+        text = str(request) if goal is None or not GOAL_SYNTAX.match(str(request)) else None
+        self.scored = request is None or goal is not None
+        self.worlds.start_episode(np.array([0]), [goal], [None if request is None else text])
         info = self._info()
-        return self._observe(), info if self.scored else info | {"note": WHY_NOT[explain(str(wish))[1]]}
+        return self._observe(), info if self.scored else info | {"note": REJECTION_NOTES[parse_instruction(str(request))[1]]}
 
     def step(self, action):
         rewards, success, truncated, status = self.worlds.step(np.asarray(action, np.float32)[None])

@@ -78,7 +78,7 @@ class Goal:
         number = lambda value: repr(float(value)).removesuffix(".0")      # noqa: E731
         match self.kind:
             case "push" | "align" | "move_to" if not self.ids:
-                parts = [f"{ARGUMENT[self.kind][0]}={self.argument}"]
+                parts = [f"{GOAL_ARGUMENTS[self.kind][0]}={self.argument}"]
                 parts += [f"distance={number(self.amount)}"] if self.amount is not None else []
             case "heat" | "cool":
                 parts = [f"{self.argument}={number(self.amount)}"] if self.argument else []
@@ -110,7 +110,7 @@ class Plan:
         return tuple(goal for phase in self.phases for goal in phase)
 
     @property
-    def meaning(self):
+    def canonical(self):
         """Equal for plans that ask for the same: the order of goals at once is only that in which they are said."""
         return tuple(map(frozenset, self.phases))
 
@@ -118,23 +118,23 @@ class Plan:
         return " THEN ".join(" AND ".join(map(str, phase)) for phase in self.phases)
 
 
-ARGUMENT = {"push": ("direction", DIRECTIONS), "align": ("axis", AXES), "move_to": ("region", REGIONS)}
+GOAL_ARGUMENTS = {"push": ("direction", DIRECTIONS), "align": ("axis", AXES), "move_to": ("region", REGIONS)}
 KINDS = ("push", "cluster", "spread", "heat", "cool", "vibrate", "move_to", "move_toward", "align")
 
 
 def parse(text):
     """The Plan written as `text` (see the grammar above). GoalError: a line that names the character and what was
     expected there."""
-    reader = _Reader(text)
-    phases = [[reader.goal()]]
-    while not reader.sees(r"$"):
-        if reader.take(r"THEN\b|AND\b", "AND, THEN or the end") == "THEN":
+    parser = _Parser(text)
+    phases = [[parser.goal()]]
+    while not parser.sees(r"$"):
+        if parser.take(r"THEN\b|AND\b", "AND, THEN or the end") == "THEN":
             phases.append([])
-        phases[-1].append(reader.goal())
+        phases[-1].append(parser.goal())
     return Plan(tuple(map(tuple, phases)))
 
 
-class _Reader:
+class _Parser:
     """Reads a text from left to right; every failure names the place."""
 
     def __init__(self, text):
@@ -181,7 +181,7 @@ class _Reader:
         return Goal(kind, **goal)
 
     def _named(self, kind):
-        name, values = ARGUMENT[kind]
+        name, values = GOAL_ARGUMENTS[kind]
         self.take(rf"{name}\b", f"{name}=")
         self.take("=", '"="')
         return {"argument": self.choice(tuple(values))}
@@ -248,7 +248,7 @@ GOALS = tuple(map(parse, [*(f"push(direction={way})" for way in DIRECTIONS), "cl
 
 
 @dataclass
-class Summary:
+class StateSummary:
     """What the goals look at, for B worlds: centroid [B,2] and extent [B,2] px, spread [B] px, speed [B] px/step,
     temperature [B] (means over each world's particles), position [B,N,2] px."""
     centroid: np.ndarray
@@ -259,7 +259,7 @@ class Summary:
     position: np.ndarray
 
     @classmethod
-    def of(cls, sim, count, worlds=slice(None)):
+    def from_sim(cls, sim, count, worlds=slice(None)):
         """Of the first `count[b]` particles of each world."""
         position, velocity = sim.position[worlds], sim.velocity[worlds]
         count = count[worlds]
@@ -273,14 +273,14 @@ class Summary:
                    position[:, :limit].copy())
 
     def __getitem__(self, worlds):
-        return Summary(*(getattr(self, name)[worlds] for name in self.__dataclass_fields__))
+        return StateSummary(*(getattr(self, name)[worlds] for name in self.__dataclass_fields__))
 
     def __setitem__(self, worlds, other):
         for name in self.__dataclass_fields__:
             getattr(self, name)[worlds] = getattr(other, name)
 
 
-def spread_of(goal, at):
+def dispersion(goal, at):
     """The spread [B], px, of the particles that a goal means."""
     if not goal.ids:
         return at.spread
@@ -288,7 +288,7 @@ def spread_of(goal, at):
     return np.sqrt(((position - position.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))
 
 
-def way_of(goal, at):
+def offset_to_target(goal, at):
     """What a particle lacks [B,2], px: to the bounds of move_to(id=...), to the other one of move_toward."""
     position = at.position[:, goal.ids[0]]
     if goal.kind == "move_toward":
@@ -306,7 +306,7 @@ def progress(goal, now, start, size):
         case "push":
             return (now.centroid - start.centroid) @ np.array(DIRECTIONS[goal.argument])
         case "cluster":
-            return -spread_of(goal, now)
+            return -dispersion(goal, now)
         case "spread":
             return now.spread
         case "heat":
@@ -318,7 +318,7 @@ def progress(goal, now, start, size):
         case "move_to" if not goal.ids:
             return -np.linalg.norm(now.centroid - np.array(REGIONS[goal.argument]) * size, axis=-1)
         case "move_to" | "move_toward":
-            return -np.linalg.norm(way_of(goal, now), axis=-1)
+            return -np.linalg.norm(offset_to_target(goal, now), axis=-1)
         case "align":
             return -now.extent[:, 1 - AXES[goal.argument]]
 
@@ -330,7 +330,7 @@ def target(goal, start, size):
         case "push", _:
             return goal.amount or 0.22 * width
         case "cluster", _:
-            return -(0.36 if goal.ids else 0.6) * spread_of(goal, start)
+            return -(0.36 if goal.ids else 0.6) * dispersion(goal, start)
         case "spread", _:
             return 0.42 * width
         case "heat", "to":
@@ -353,7 +353,7 @@ def target(goal, start, size):
             return -0.07 * width
 
 
-def reached(goal, now, start, size):
+def is_success(goal, now, start, size):
     """Whether the goal is reached, bool [B]."""
     done, width = progress(goal, now, start, size), min(size)
     main = done >= target(goal, start, size)
@@ -381,44 +381,44 @@ def reward(goal, now, before, start, size):
     return np.clip(scale * gained, -bound, bound)
 
 
-SETS = ("simple", "amounts", "by_particle", "at_once", "in_order")      # of plans, each with the next thing added
+GOAL_GROUPS = ("simple", "quantified", "per_object", "conjunction", "sequence")      # of plans, each with the next thing added
 
 
-def set_of(plan):
+def goal_group(plan):
     """Which of the SETS a Plan belongs to."""
     if len(plan.goals) > 1:
-        return "in_order" if len(plan.phases) > 1 else "at_once"
+        return "sequence" if len(plan.phases) > 1 else "conjunction"
     goal = plan.goals[0]
-    return "by_particle" if goal.ids else "amounts" if goal.amount is not None else "simple"
+    return "per_object" if goal.ids else "quantified" if goal.amount is not None else "simple"
 
 
-def words_of(plan):
+def goal_slots(plan):
     """What a plan says as a set of words, each with the number of its goal among `plan.goals`, as
     {"THEN", "1 push", "1 left", "2 heat", "2 by=3"} of "push(direction=left) THEN heat(by=3)"."""
-    words = {"THEN"} if len(plan.phases) > 1 else set()
-    words |= {"AND"} if any(len(phase) > 1 for phase in plan.phases) else set()
+    slots = {"THEN"} if len(plan.phases) > 1 else set()
+    slots |= {"AND"} if any(len(phase) > 1 for phase in plan.phases) else set()
     for number, goal in enumerate(plan.goals, start=1):
-        said = [goal.kind, *("xy"[axis] + side + f"{at:g}" for axis, side, at in goal.bounds)]
+        tokens = [goal.kind, *("xy"[axis] + side + f"{at:g}" for axis, side, at in goal.bounds)]
         if goal.amount is not None:
-            said.append(f"{'distance' if goal.kind == 'push' else goal.argument}={goal.amount:g}")
+            tokens.append(f"{'distance' if goal.kind == 'push' else goal.argument}={goal.amount:g}")
         if goal.kind not in ("heat", "cool") and goal.argument:
-            said.append(goal.argument)
+            tokens.append(goal.argument)
         roles = ("particle", "to") if goal.kind == "move_toward" else ("particle",) * len(goal.ids)
-        said += [f"{role} {i}" for role, i in zip(roles, goal.ids, strict=True)]
-        words |= {f"{number} {word}" for word in said}
-    return words
+        tokens += [f"{role} {i}" for role, i in zip(roles, goal.ids, strict=True)]
+        slots |= {f"{number} {word}" for word in tokens}
+    return slots
 
 
-def fair(plan, at, size):
+def is_feasible_start(plan, at, size):
     """Whether a state, a Summary of one world, is a fair start for a plan: its first goals neither met nor out of
     reach."""
-    return all(_fair(goal, at, size) for goal in plan.phases[0])
+    return all(_is_feasible_start(goal, at, size) for goal in plan.phases[0])
 
 
-def _fair(goal, at, size):
+def _is_feasible_start(goal, at, size):
     """The same for a goal."""
     width = min(size)
-    if goal.ids and max(goal.ids) >= at.position.shape[1] or reached(goal, at, at, size)[0]:
+    if goal.ids and max(goal.ids) >= at.position.shape[1] or is_success(goal, at, at, size)[0]:
         return False
     if goal.kind in ("push", "move_to", "align") and not goal.ids and at.spread[0] > 0.35 * width:
         return False        # all over the place: gathering it first takes longer than an episode
@@ -428,7 +428,7 @@ def _fair(goal, at, size):
             room = np.where(way > 0, size - at.centroid[0], at.centroid[0]) @ np.abs(way)
             return room > (goal.amount or 0.22 * width) + 0.1 * width
         case "cluster":
-            return spread_of(goal, at)[0] > (0.26 if goal.ids else 0.18) * width
+            return dispersion(goal, at)[0] > (0.26 if goal.ids else 0.18) * width
         case "spread":
             return at.spread[0] < 0.16 * width
         case "align":
@@ -440,9 +440,9 @@ def _fair(goal, at, size):
         case "move_to":
             inside = all(bound + MAX_RADIUS < size[axis] if side == ">" else bound > MAX_RADIUS
                          for axis, side, bound in goal.bounds)
-            return inside and np.linalg.norm(way_of(goal, at)) > 0.42 * width
+            return inside and np.linalg.norm(offset_to_target(goal, at)) > 0.42 * width
         case "move_toward":
-            return np.linalg.norm(way_of(goal, at)) > 0.48 * width
+            return np.linalg.norm(offset_to_target(goal, at)) > 0.48 * width
         case "cool" if goal.argument:
             return goal.argument != "by" or at.temperature[0] > goal.amount
         case "cool":
@@ -453,7 +453,7 @@ def _fair(goal, at, size):
             return True
 
 
-def start_state(plan, rng, size, n):
+def sample_start_state(plan, rng, size, n):
     """A start for one world in which the plan's first goals are neither met nor out of reach.
 
     -> position [n,2], velocity [n,2], radius, mass, charge, temperature, conductivity [n]. Particles are at rest and
@@ -476,11 +476,11 @@ def start_state(plan, rng, size, n):
         if pushes:            # leave room to go, and do not start at the wall
             middle = np.clip(middle - 0.5 * np.array(pushes[0]) * rng.uniform(0.3, 0.6), 0.2, 0.8)
         position = np.clip(rng.normal(middle, extent, (n, 2)), margin, 1 - margin) * size
-        position = _apart(position, radius, rng, size)
+        position = _separate(position, radius, rng, size)
         extents = position.std(0)
-        at = Summary(position.mean(0)[None], extents[None], np.sqrt((extents**2).sum())[None], np.zeros(1),
+        at = StateSummary(position.mean(0)[None], extents[None], np.sqrt((extents**2).sum())[None], np.zeros(1),
                      temperature.mean()[None], position[None])
-        if at.spread[0] > 0.06 * min(size) and fair(plan, at, size):
+        if at.spread[0] > 0.06 * min(size) and is_feasible_start(plan, at, size):
             break
     else:
         raise GoalError(f"no start for {plan} found in a world of {size[0]:.0f}x{size[1]:.0f} with {n} particles: "
@@ -490,7 +490,7 @@ def start_state(plan, rng, size, n):
     return position, np.zeros((n, 2)), radius, (radius * 64 / min(size) / 2) ** 2, charge, temperature, np.full(n, 0.1)
 
 
-def _apart(position, radius, rng, size):
+def _separate(position, radius, rng, size):
     """Moves overlapping particles to free places near by; gives up after a while (the physics separates the rest)."""
     for i in range(len(position)):
         for _ in range(50):

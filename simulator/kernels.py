@@ -21,10 +21,10 @@ MIN_MASS, MAX_MASS = 0.1, 10.0
 HEAT_CAPACITY = 5.0     # heat = HEAT_CAPACITY * mass * temperature, in the unit of kinetic energy
 HALOS = 64              # shades of halos, up to a temperature of 5
 # rows of the colour table: the background, ever brighter halos, bodies, positive and negative cores
-BACKGROUND, BODY, PLUS, MINUS = 0, HALOS, HALOS + 8, HALOS + 9
-CELLS_FROM = 96         # with more particles than this, neighbours are found through a cell list
+BACKGROUND, BODY, POSITIVE, NEGATIVE = 0, HALOS, HALOS + 8, HALOS + 9
+CELL_LIST_ABOVE = 96         # with more particles than this, neighbours are found through a cell list
 THREADS = numba.config.NUMBA_NUM_THREADS    # cores, or what the environment variable of this name says
-WORLDS_PER_THREAD = 128     # at least: with fewer, waking a thread costs more than it saves
+ENVS_PER_THREAD = 128     # at least: with fewer, waking a thread costs more than it saves
 # in the order of action_operator's enums
 NOOP, ADD_PARTICLE, SET_PROPERTY, APPLY_HEAT, APPLY_FORCE, APPLY_ATTRACTION, APPLY_REPULSION, STEP = range(8)
 OK, CLIPPED, NOT_FINITE, NO_TARGET, WORLD_FULL = range(5)
@@ -51,7 +51,7 @@ def _clip(x, low, high):
 
 
 @_inline
-def _slow(vx, vy):
+def _speed_limit(vx, vy):
     """The factor that brings a velocity within MAX_SPEED."""
     speed2 = vx * vx + vy * vy
     return MAX_SPEED / math.sqrt(speed2) if speed2 > MAX_SPEED * MAX_SPEED else 1.0
@@ -73,13 +73,13 @@ def _sort_into_cells(b, n, position, order, first, cell, columns, rows, size):
 
 
 @_inline
-def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy, warmth, contacts, p, size,
+def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy, heat_gain, contacts, p, size,
               large):
     """Adds up forces and radiation between all pairs i < j, found through a cell list where there are many.
     Notes those that touch as i * n + j in `contacts`, in lexicographic order, and returns their number."""
     found, cells, columns, rows = 0, False, 1, 1
     order = cell = first = contacts      # for the type alone, where there are few
-    if large is not None and n > CELLS_FROM:
+    if large is not None and n > CELL_LIST_ABOVE:
         cells, columns, rows = True, max(1, int(size[0] / p.reach)), max(1, int(size[1] / p.reach))
         order, cell = np.empty(n, np.int64), np.empty(n, np.int64)
         first = np.zeros(columns * rows + 1, np.int64)
@@ -113,8 +113,8 @@ def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy,
                 if d < p.thermal_radiation_radius:
                     q = (p.thermal_radiation_rate * p.h * (1.0 - d / p.thermal_radiation_radius)
                          * (temperature[b, j] - temperature[b, i]) / (inverse_mass[i] + inverse_mass[j]))
-                    warmth[i] += q * inverse_mass[i]
-                    warmth[j] -= q * inverse_mass[j]
+                    heat_gain[i] += q * inverse_mass[i]
+                    heat_gain[j] -= q * inverse_mass[j]
                 if d < touching and found < len(contacts):
                     contacts[found] = i * n + j
                     found += 1
@@ -166,7 +166,7 @@ def step_range(begin, end, worlds, state, field, p, size, large):
     position, velocity, radius, mass, charge, temperature, conductivity, count, seed, time = state
     capacity = radius.shape[1]
     work = np.empty((6, capacity))
-    inverse_mass, fx, fy, warmth, sx, sy = work[0], work[1], work[2], work[3], work[4], work[5]
+    inverse_mass, fx, fy, heat_gain, sx, sy = work[0], work[1], work[2], work[3], work[4], work[5]
     # more than enough but where hundreds lie in one place; contacts beyond are left for the next substep
     contacts = np.empty(min(capacity * (capacity - 1) // 2, 64 * capacity), np.int64)
     for k in range(begin, end):
@@ -176,8 +176,8 @@ def step_range(begin, end, worlds, state, field, p, size, large):
             inverse_mass[i] = 1.0 / mass[b, i]
         for _ in range(p.substeps):
             for i in range(n):
-                fx[i] = fy[i] = warmth[i] = sx[i] = sy[i] = 0.0
-            found = _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy, warmth,
+                fx[i] = fy[i] = heat_gain[i] = sx[i] = sy[i] = 0.0
+            found = _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy, heat_gain,
                               contacts, p, size, large)
             for i in range(n):
                 if strength != 0.0:
@@ -189,11 +189,11 @@ def step_range(begin, end, worlds, state, field, p, size, large):
                         fy[i] += push * dy
                 velocity[b, i, 0] += fx[i] * inverse_mass[i] * p.h
                 velocity[b, i, 1] += (fy[i] * inverse_mass[i] + p.gravity_y) * p.h
-                temperature[b, i] += warmth[i]
+                temperature[b, i] += heat_gain[i]
             _collide(found, contacts, b, n, position, velocity, radius, temperature, conductivity,
                      inverse_mass, sx, sy, p)
             for i in range(n):
-                slow = _slow(velocity[b, i, 0], velocity[b, i, 1])
+                slow = _speed_limit(velocity[b, i, 0], velocity[b, i, 1])
                 for axis in range(2):      # move; a wall holds the particle and reflects its velocity
                     velocity[b, i, axis] *= slow
                     v, low, high = velocity[b, i, axis], radius[b, i], size[axis] - radius[b, i]
@@ -256,7 +256,7 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
                 r, paint = radius[b, i], BODY + i % 8
             else:
                 q = charge[b, i]
-                r, paint = min(0.6 * radius[b, i], 0.7 + 0.6 * math.sqrt(abs(q))), PLUS if q > 0.0 else MINUS
+                r, paint = min(0.6 * radius[b, i], 0.7 + 0.6 * math.sqrt(abs(q))), POSITIVE if q > 0.0 else NEGATIVE
                 if abs(q) < 0.05:
                     continue
             rgb, gbr, brg = paints[paint, 0], paints[paint, 1], paints[paint, 2]
@@ -288,7 +288,7 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
 
 def _start_pool():
     global _pool
-    _pool = ThreadPoolExecutor(max(1, THREADS - 1), "worlds")
+    _pool = ThreadPoolExecutor(max(1, THREADS - 1), "envs")
 
 
 _start_pool()
@@ -299,7 +299,7 @@ if hasattr(os, "register_at_fork"):
 def _run(kernel, worlds, *arguments):
     """Shares the worlds out between this thread and the pool's; kernels run without Python's lock. Two
     threads are 1.7 times as fast as one; numba's prange (workqueue) made it 1.0, and compiled all twice."""
-    parts = max(1, min(THREADS, len(worlds) // WORLDS_PER_THREAD))
+    parts = max(1, min(THREADS, len(worlds) // ENVS_PER_THREAD))
     bounds = [len(worlds) * part // parts for part in range(parts + 1)]
     others = [_pool.submit(kernel, *pair, worlds, *arguments) for pair in pairwise(bounds[1:])]
     kernel(0, bounds[1], worlds, *arguments)
@@ -320,7 +320,7 @@ def draw(worlds, images, *arguments):
 
 
 @_jit
-def act(actions, state, size, status, field, extra):
+def act(actions, state, size, status, field, extra_step):
     """The immediate part of actions [B,7] that are within bounds (see action_operator.py): changes the state,
     writes NO_TARGET and WORLD_FULL to `status` [B], a repulsion to `field` [B,4], STEP to `extra` [B]."""
     position, velocity, radius, mass, charge, temperature, conductivity, count, _, _ = state
@@ -352,7 +352,7 @@ def act(actions, state, size, status, field, extra):
                 position[b, i, what] = value
             elif what < 4:
                 velocity[b, i, what - 2] = value
-                slow = _slow(velocity[b, i, 0], velocity[b, i, 1])
+                slow = _speed_limit(velocity[b, i, 0], velocity[b, i, 1])
                 velocity[b, i, 0], velocity[b, i, 1] = velocity[b, i, 0] * slow, velocity[b, i, 1] * slow
             elif what == 4:
                 charge[b, i] = value
@@ -365,7 +365,7 @@ def act(actions, state, size, status, field, extra):
         elif kind == APPLY_REPULSION:
             field[b, 0], field[b, 1], field[b, 2], field[b, 3] = x, y, value, reach
         elif kind == STEP:
-            extra[b] = True
+            extra_step[b] = True
         elif kind != NOOP:
             for j in range(n):
                 dx, dy = position[b, j, 0] - x, position[b, j, 1] - y
@@ -376,7 +376,7 @@ def act(actions, state, size, status, field, extra):
                 elif 1e-9 < d < reach:
                     push = (amount if kind == APPLY_FORCE else -amount) / (mass[b, j] * d)
                     vx, vy = velocity[b, j, 0] + push * dx, velocity[b, j, 1] + push * dy
-                    slow = _slow(vx, vy)
+                    slow = _speed_limit(vx, vy)
                     velocity[b, j, 0], velocity[b, j, 1] = vx * slow, vy * slow
         if kind in (ADD_PARTICLE, SET_PROPERTY):      # a new place or radius must leave it inside the walls
             r = radius[b, i]

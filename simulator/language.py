@@ -10,29 +10,29 @@ from pathlib import Path
 
 from simulator.goals import parse
 
-SENTENCES = Path(__file__).resolve().parent.parent / "data" / "goal_commands.jsonl"
+COMMANDS_FILE = Path(__file__).resolve().parent.parent / "data" / "goal_commands.jsonl"
 # what a sentence may be written in
-CHARACTERS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
+ALLOWED_CHARS = frozenset(string.printable) | {chr(c) for c in range(0xAC00, 0xD7A4)} | {
     chr(c) for c in range(0x3131, 0x3190)} | set("·…’‘“”–—~")
-FIELDS = ("text", "language", "goal", "split", "source", "family")
-ALLOWED = {"language": ("ko", "en"), "split": ("train", "held_out", "new_words", "composition", "pair")}
+FIELDS = ("text", "language", "goal", "split", "source", "template_family")
+ALLOWED = {"language": ("ko", "en"), "split": ("train", "held_out", "unseen_words", "compositional", "cross_lingual")}
 
 
-class SentencesError(ValueError):
+class CorpusError(ValueError):
     """A file of sentences that cannot be used; the message is one line for the person who named it."""
 
 
-def load_sentences(path=None, check_goal=parse) -> list[dict]:
+def load_instructions(path=None, check_goal=parse) -> list[dict]:
     """The rows of a file of sentences (by default the one that ships), each a dict of the six FIELDS.
 
     SentencesError for a file that cannot be read and for a row that does not fit (it names the file's line).
     `check_goal(goal)` raises ValueError for what is no goal of the world that the sentences are about.
     """
-    path = Path(path or SENTENCES)
+    path = Path(path or COMMANDS_FILE)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise SentencesError(f"cannot read the sentences of {path} ({error.strerror}): name a file that "
+        raise CorpusError(f"cannot read the sentences of {path} ({error.strerror}): name a file that "
                              "scripts/generate_training_data.py wrote") from None
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -40,11 +40,11 @@ def load_sentences(path=None, check_goal=parse) -> list[dict]:
             try:
                 rows.append(_row(line.decode("utf-8"), check_goal))
             except ValueError as error:
-                raise SentencesError(f"{path}, line {number}: {error}") from None
+                raise CorpusError(f"{path}, line {number}: {error}") from None
     return rows
 
 
-def corpus_hash(more=(), first=SENTENCES):
+def corpus_hash(more=(), first=COMMANDS_FILE):
     """SHA-256 of the sentences that ship and of the files `more`, by which a checkpoint tells what it has read."""
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in (first, *more))).hexdigest()
 
@@ -70,7 +70,7 @@ PREFIXES = {"en": ("please, ", "excuse me, could you: ", "if it's no trouble, ")
             "ko": ("죄송하지만 ", "저기요, ", "부탁인데 ")}
 
 
-def perturb(text, rng):
+def corrupt_text(text, rng):
     """The sentence as somebody careless or very polite would type it: with a trailing full stop, in capitals, with
     doubled spaces, with one typing mistake, or after a polite prefix. `rng` is a numpy Generator."""
     korean = re.search("[가-힣]", text) is not None

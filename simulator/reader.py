@@ -30,28 +30,28 @@ BOUNDS = SIDES | {corner: ", ".join(sorted(SIDES[way] for way in ways)) for corn
 
 # Parts of a sentence that make no goal by themselves.
 CORNER, EDGE, ACROSS, UPRIGHT, LINE, SET = "corner", "edge", "horizontal", "vertical", "line", "put or arrange"
-MEET, STICK, SHARE, RAISE = "meet", "stick", "distribute", "so much more"
-ONLY = "only these"
-OTHER = "other"        # understood, and no goal of ours: in no recipe, so there is no answer
-NOTHING = None         # only looks like a part
+MEET, STICK_TOGETHER, DISTRIBUTE, INCREASE = "meet", "stick", "distribute", "so much more"
+ONLY_THESE = "only these"
+REJECT = "other"        # understood, and no goal of ours: in no recipe, so there is no answer
+IGNORE = None         # only looks like a part
 # Where a sentence may be cut in two, and what that says of the order; the last two look back at what came before.
 COMMA, JOIN, AT_ONCE, IN_ORDER = ",", "and", "at once", "in order"
-FIRST, SECOND, WAS_FIRST, WAS_SECOND = "first comes", "then comes", "came first", "came second"
-ORDERS = {AT_ONCE, IN_ORDER, FIRST, SECOND, WAS_FIRST, WAS_SECOND}
-CUTS = {COMMA, JOIN} | ORDERS
+FIRST, SECOND, CAME_FIRST, CAME_SECOND = "first comes", "then comes", "came first", "came second"
+ORDERS = {AT_ONCE, IN_ORDER, FIRST, SECOND, CAME_FIRST, CAME_SECOND}
+CUT_POINTS = {COMMA, JOIN} | ORDERS
 
 RECIPES = [
-    *((goal, {goal}) for goal in GOALS), (CLUSTER, {MEET}), (CLUSTER, {STICK}), (CLUSTER, {CLUSTER, CENTER}),
-    (SPREAD, {SHARE}),
+    *((goal, {goal}) for goal in GOALS), (CLUSTER, {MEET}), (CLUSTER, {STICK_TOGETHER}), (CLUSTER, {CLUSTER, CENTER}),
+    (SPREAD, {DISTRIBUTE}),
     *((goal, {CORNER, *ways}) for goal, ways in CORNERS.items()),        # "the left corner at the top"
     (ROW, {ACROSS, LINE}), (ROW, {ACROSS, SET}), (COLUMN, {UPRIGHT, LINE}), (COLUMN, {UPRIGHT, SET}),
 ]
-MAY = {
+OPTIONAL_PARTS = {
     **{goal: {SET} for goal in GOALS},
-    **{goal: {SET, STICK, EDGE} for goal in (LEFT, RIGHT, UP, DOWN)},
+    **{goal: {SET, STICK_TOGETHER, EDGE} for goal in (LEFT, RIGHT, UP, DOWN)},
     **{goal: {SET, CORNER, MEET, *ways} for goal, ways in CORNERS.items()},    # "up into the top left corner"
-    CENTER: {SET, MEET}, CLUSTER: {SET, MEET, STICK}, VIBRATE: {ACROSS, UPRIGHT},
-    ROW: {SET, SHARE, ACROSS, LINE}, COLUMN: {SET, SHARE, UPRIGHT, LINE},
+    CENTER: {SET, MEET}, CLUSTER: {SET, MEET, STICK_TOGETHER}, VIBRATE: {ACROSS, UPRIGHT},
+    ROW: {SET, DISTRIBUTE, ACROSS, LINE}, COLUMN: {SET, DISTRIBUTE, UPRIGHT, LINE},
 }
 # Kinds of goals that can hold at once: a temperature with anything else, gathering or scattering on the way.
 TOGETHER = [*({heat, kind} for heat in ("heat", "cool") for kind in (
@@ -92,7 +92,7 @@ def _particles(role):
     def part(match):
         names = re.findall("|".join(COLOURS), unicodedata.normalize("NFC", match[0]))
         ids = sorted({COLOURS[name] for name in names})
-        return (role, tuple(ids)) if (len(ids) > 1) == (role == "some") else OTHER
+        return (role, tuple(ids)) if (len(ids) > 1) == (role == "some") else REJECT
     return part
 
 
@@ -100,10 +100,10 @@ _SOME = r"(dots?|balls?|particles?|ones?|discs?|circles?|them|those|these)"
 # Every alternative stands between word ends. "…" is a gap of up to four words of the clause, as in "turn the heat
 # right up"; "OF" what may stand inside "the left corner at the top"; "COLOUR" includes the thing of that colour.
 ENGLISH = [
-    (NOTHING, r"why (don't|not)( you| we)?|(can't|couldn't|won't|wouldn't|shouldn't) (you|these|they|the)"),
-    (NOTHING, "if you don't mind|would you mind|no more, no less|stops? (after|at)(?= NUM pixels)"),
+    (IGNORE, r"why (don't|not)( you| we)?|(can't|couldn't|won't|wouldn't|shouldn't) (you|these|they|the)"),
+    (IGNORE, "if you don't mind|would you mind|no more, no less|stops? (after|at)(?= NUM pixels)"),
     # at once, or in order
-    (NOTHING, r"don't(?= .*\buntil (you|this is done)\b)|only do it(?= after you\b)|and only(?= then\b)"),
+    (IGNORE, r"don't(?= .*\buntil (you|this is done)\b)|only do it(?= after you\b)|and only(?= then\b)"),
     (FIRST, "until this is done|(only )?(right |straight )?(after|once|as soon as|until|till) you('ve| have)?"),
     (AT_ONCE, r"in the same breath|(at|in) (the|that|one and the) (very )?(same )?(time|moment|instant|meantime|"
                "process)|"
@@ -130,16 +130,16 @@ ENGLISH = [
     (SECOND, "(step|part|number) two( is to)?|as a second step|to finish|"
              "finish with( this)?"),
     (SECOND, "finally|lastly|later on|(?<=, )later"),
-    (WAS_FIRST, "first(?=,|$)(?<!^first)(?<!, first)|now(?= and .* later)"),
+    (CAME_FIRST, "first(?=,|$)(?<!^first)(?<!, first)|now(?= and .* later)"),
     (FIRST, "first"),
-    (WAS_SECOND, "later(?=,|$)"),
+    (CAME_SECOND, "later(?=,|$)"),
     (FIRST, "1(?=,)"), (SECOND, "2(?=,)"),
     # amounts and single particles
     (_amount("pixels"), r"(?<!to )(?<!or )(?<!than )(?<!least )(?<!most )(?P<n>NUM) (pixels?|px)"),
     (_amount("degrees"), r"(?<!to )(?<!or )(?<!than )(?<!least )(?<!most )(?P<n>NUM) degrees?(?! more)"),
     (_amount("more degrees"), "(?P<n>NUM)( more degrees?| degrees? more)"),
     (_particles("some"), "COLOUR(, (the )?COLOUR)*,? and (the )?COLOUR( up(?=$|,| for))?"),
-    (OTHER, "(from|not|except|but|than|without) (the )?COLOUR"),
+    (REJECT, "(from|not|except|but|than|without) (the )?COLOUR"),
     (_particles("target"), r"((right|straight|up|over|on|in|close|closer|off|across|goes|go) )*"
                            r"(to|towards?|into|against|beside|near|in on|next to|(over|close) by|(head\w*|"
                            r"beeline|straight)"
@@ -147,14 +147,14 @@ ENGLISH = [
                            r"pay) "
                            r"(where |find |meet |join )?(the )?COLOUR"),
     (_particles("one"), "COLOUR"),
-    (ONLY, "(just|only)(?= (the )?VALUE)|(just|only) (those|that one)|(?<=VALUE )only"),
-    (ONLY, "the (rest wherever|others don't matter)|forget the others"),
-    (NOTHING, r"temperature(?=[\w ]*VALUE)|(?<=VALUE )temperature|every (last )?one of|direction( \w+){0,3} is|"
+    (ONLY_THESE, "(just|only)(?= (the )?VALUE)|(just|only) (those|that one)|(?<=VALUE )only"),
+    (ONLY_THESE, "the (rest wherever|others don't matter)|forget the others"),
+    (IGNORE, r"temperature(?=[\w ]*VALUE)|(?<=VALUE )temperature|every (last )?one of|direction( \w+){0,3} is|"
                "(nice|good) and"),
-    (NOTHING, r"turn( [\w']+){1,4} into(?= a)|mak(e|ing) up|one and the same|(if|wish)( \w+){1,4} (were|was)"),
-    (NOTHING, "(?:(?<=^)|(?<=, ))all right|alright|(ends?|hurry)(ing)? up"),
-    (NOTHING, "right (now|away|here|there|where|(?=(in|at|on|into) (the|a|their|its) (?!same|one)))"),
-    (NOTHING, "(that's|it's|you're|get it|do it) right|(i|we|you|they|he|she|are|is|that's) left"),
+    (IGNORE, r"turn( [\w']+){1,4} into(?= a)|mak(e|ing) up|one and the same|(if|wish)( \w+){1,4} (were|was)"),
+    (IGNORE, "(?:(?<=^)|(?<=, ))all right|alright|(ends?|hurry)(ing)? up"),
+    (IGNORE, "right (now|away|here|there|where|(?=(in|at|on|into) (the|a|their|its) (?!same|one)))"),
+    (IGNORE, "(that's|it's|you're|get it|do it) right|(i|we|you|they|he|she|are|is|that's) left"),
     # what sounds like a negation, or like a fact
     (COOL, "(no|not so|not this|less)( more)? (heat|hot|warm)|don't want… (this|so|that) (hot|warm)"),
     (HEAT, "(red|piping|boiling|steaming|sizzling) hot|fire up( the)?|(turn )?(the )?thermostat up"),
@@ -164,32 +164,32 @@ ENGLISH = [
               "shorten)… distances?"),
     (SPREAD, "no two… near each other|(more|increase|bit of|keep your|some)… distances?"),
     # what not to do
-    (OTHER, r"\w+n't|dont|not|cannot|never|no|nor|neither|nobody|anybody|none|without|stop|"
+    (REJECT, r"\w+n't|dont|not|cannot|never|no|nor|neither|nobody|anybody|none|without|stop|"
             r"refrain|forget|skip|avoid|prevent|hate|"
              "undo|cancel"),
-    (OTHER, r"instead|rather than|except|but not|unless|opposite|reverse|upside|(keep|hold)( \w+){1,4} from"),
-    (OTHER, r"(away|far|farther|further) from (?!each other|one another|the others)\w+|from (the )?(cent|middle|"
+    (REJECT, r"instead|rather than|except|but not|unless|opposite|reverse|upside|(keep|hold)( \w+){1,4} from"),
+    (REJECT, r"(away|far|farther|further) from (?!each other|one another|the others)\w+|from (the )?(cent|middle|"
              r"corner)\w*"),
-    (OTHER, r"out of (?!the VALUE|the \w+s\b|them\b|those\b|these\b|all\b|everything\b)\w+"),
+    (REJECT, r"out of (?!the VALUE|the \w+s\b|them\b|those\b|these\b|all\b|everything\b)\w+"),
     # how things are or were, and why
-    (OTHER, r"(?:(?<=^)|(?<=, ))(what(?! i\b|'s)|why|where|who|when(?! you)|which|whose|how (?!about )|were|did|"
+    (REJECT, r"(?:(?<=^)|(?<=, ))(what(?! i\b|'s)|why|where|who|when(?! you)|which|whose|how (?!about )|were|did|"
              "does|has|had)"),
-    (OTHER, r"(?:(?<=^)|(?<=, ))(is (?!it possible)|are (?!you able)|do (?!you think|me ))|already"),
-    (OTHER, r"(was|is|are|were|they're|it's) ((now|already|currently|all|both) )*(left|right|up(?! by)|down|hot|"
+    (REJECT, r"(?:(?<=^)|(?<=, ))(is (?!it possible)|are (?!you able)|do (?!you think|me ))|already"),
+    (REJECT, r"(was|is|are|were|they're|it's) ((now|already|currently|all|both) )*(left|right|up(?! by)|down|hot|"
              "cold|warm|cool|hotter|colder|"
             r"warmer|cooler|at|in|on|near|inside|roasting|freezing|frozen|boiling|running|crowded|scattered|"
             r"bunched|together|"
             r"apart|spread|gathered|packed|shaking|vibrating|aligned|moving|going)|(have|has|got) a fever"),
-    (OTHER, r"(?:(?<=^)|(?<=, ))(i|we|you|they|he|she|it|(all )?(the|these|those) [a-z]+s) (\w+ed|went|got|rose|"
+    (REJECT, r"(?:(?<=^)|(?<=, ))(i|we|you|they|he|she|it|(all )?(the|these|those) [a-z]+s) (\w+ed|went|got|rose|"
              "fell|came)"),
     # some of the particles, or other ones
-    (OTHER, rf"(left|right|top|bottom|upper|lower) {_SOME}|bigger|smaller|larger|faster|slower|rounder|brighter"),
-    (OTHER, rf"\d+|only|half|(some|most|one|two|three|any)( of)?( the| a| my)? {_SOME}"),
-    (OTHER, rf"(first|second|third|last|other|big|small|hot|cold|charged|white|black|orange|gr[ae]y) {_SOME}"),
-    (OTHER, "pixels?|degrees?|percent|or so|(NUM|hundred|thousand)(?= VALUE)"),
-    (OTHER, "right (way|one|answer|thing|place|spot|order|amount|time)|times|twice|on top of(?! another)"),
-    (OTHER, r"(speed|slow|calm|settle|shut|give|pick|mix|clean|wake|stir)\w* (\w+ ){0,2}(up|down)"),
-    (OTHER, "(turn|chang|paint|colou?r|swap|exchang|replac|delet|remov|eras|renam|resiz|count|copy|creat|duplicat)"
+    (REJECT, rf"(left|right|top|bottom|upper|lower) {_SOME}|bigger|smaller|larger|faster|slower|rounder|brighter"),
+    (REJECT, rf"\d+|only|half|(some|most|one|two|three|any)( of)?( the| a| my)? {_SOME}"),
+    (REJECT, rf"(first|second|third|last|other|big|small|hot|cold|charged|white|black|orange|gr[ae]y) {_SOME}"),
+    (REJECT, "pixels?|degrees?|percent|or so|(NUM|hundred|thousand)(?= VALUE)"),
+    (REJECT, "right (way|one|answer|thing|place|spot|order|amount|time)|times|twice|on top of(?! another)"),
+    (REJECT, r"(speed|slow|calm|settle|shut|give|pick|mix|clean|wake|stir)\w* (\w+ ){0,2}(up|down)"),
+    (REJECT, "(turn|chang|paint|colou?r|swap|exchang|replac|delet|remov|eras|renam|resiz|count|copy|creat|duplicat)"
             r"\w*(?= (the )?(VALUE|them|all))|colou?rs?"),
     (SPREAD, "(grow|enlarge|widen|expand|inflate)\\w*( \\w+)? (group|cloud|swarm|crowd)( of \\w+)?|"
              "(group|cloud|swarm|crowd)( \\w+){0,2} (bigger|larger|wider)|blow… (group|cloud) up"),
@@ -197,7 +197,7 @@ ENGLISH = [
               "(group|cloud|swarm|crowd)( \\w+){0,2} (smaller|denser|tight|tighter)( and denser)?|knot of \\w+|clump\\w*( up)?"),
     (SPREAD, "(break|split)… up|thin… out|(break|split) up the (group|clump|bunch|pile)|(dissolve|"
              "open) the (cluster|group)"),
-    (NOTHING, "scattered (?=(dots|balls|particles))|(bunch|group|set) of|(whole|entire|the|this|that) (group|"
+    (IGNORE, "scattered (?=(dots|balls|particles))|(bunch|group|set) of|(whole|entire|the|this|that) (group|"
               "bunch|crowd|pile|clump|cluster)"),
     # temperature
     (COOL, "(turn|bring|dial)… (heat|temperature)… (down|off)|(turn|dial|bring) down the (heat|temperature)"),
@@ -240,7 +240,7 @@ ENGLISH = [
     (ACROSS, "horizontal(ly)?|sideways"),
     (UPRIGHT, "vertical(ly)?"),
     (SET, r"stack\w*… up|(arrang|organi[sz]|stack)\w*"),
-    (OTHER, r"rows|columns|lines|diagonal\w*|groups|clusters|piles|inwards?"),
+    (REJECT, r"rows|columns|lines|diagonal\w*|groups|clusters|piles|inwards?"),
     # apart and together
     (SPREAD, r"(spread|fan|spac|thin)\w*… out|(break|split)… up|(spread|scatter|dispers|separat|sprinkl|"
               r"strew)\w*|everywhere"),
@@ -250,7 +250,7 @@ ENGLISH = [
     (SPREAD, r"(wide(r)?, nice and )?wider?|repel\w*|loosen\w*…( up)?|part ways|(own|separate) ways?|(fill|"
               "cover) the whole screen"),
     (SPREAD, "let… breathe|outwards?|unclump\\w*|puff… out|blow… up|unfold\\w*|fills? (up )?the (whole )?screen"),
-    (SHARE, r"distribut\w*"),
+    (DISTRIBUTE, r"distribut\w*"),
     (CLUSTER, r"(bunch|clump|huddle|pile|group|gather)\w*… (up|round)|closer?( (to (each other|one another)|in|"
                "together))?"),
     (CLUSTER, r"(cluster|gather|bunch|clump|huddl|pack|squish|squeez|crowd|collect|assembl|converg)\w*"),
@@ -269,23 +269,23 @@ ENGLISH = [
                r"earthquake)\w*"),
     (VIBRATE, r"(agitat|buzz|fidget|hum|judder|oscillat|shimm|shudder|tremor|twitch|caffeinat)\w*|back and forth"),
     # directions
-    (NOTHING, "one another|each other"),
-    (RAISE, r"add(ed)?|plus|gain\w*|another|extra|increas\w*|boost\w*|climb\w*"),
+    (IGNORE, "one another|each other"),
+    (INCREASE, r"add(ed)?|plus|gain\w*|another|extra|increas\w*|boost\w*|climb\w*"),
     (LEFT, "left(wards?)?|(due )?west(ern|wards?)?"),
     (RIGHT, "right(wards?)?|(due )?east(ern|wards?)?"),
     (UP, "(due )?north(ern|wards?)?|up(wards?|per)?|higher|top|lift|raise|raising|rise|rising"),
     (DOWN, "(due )?south(ern|wards?)?|down(wards?)?|lower|bottom|drop|sink"),
-    (OTHER, r"(turn|rotat|spin|flip|circ|orbit|speed|temperature|charge|mass|gravity|remov|delet|"
+    (REJECT, r"(turn|rotat|spin|flip|circ|orbit|speed|temperature|charge|mass|gravity|remov|delet|"
              r"shape)(?!les?\b)\w*"),
-    (OTHER, r"and( [\w']+){3,}(?=$|,)|(?:(?<=^)|(?<=, ))([\w']+ ){3,}and"),      # nothing that is understood
+    (REJECT, r"and( [\w']+){3,}(?=$|,)|(?:(?<=^)|(?<=, ))([\w']+ ){3,}and"),      # nothing that is understood
     (JOIN, "and"),
 ]
 
 # "…" is a particle and words of degree: "온도를 좀 더 낮춰"; L, R, T, B are the words for the four sides; COL is a
 # colour, N a thing of that colour. A syllable matches whatever it ends in: 지 also 진, 질, 집.
 KOREAN = [
-    (NOTHING, r"(?<=주)시?면 안 ?[돼되]\w*|[두놔놓]면 돼"),
-    (NOTHING, "(한숨|숨)( 좀)? ?돌|(걸|게|것을?) (보고|보기)"),
+    (IGNORE, r"(?<=주)시?면 안 ?[돼되]\w*|[두놔놓]면 돼"),
+    (IGNORE, "(한숨|숨)( 좀)? ?돌|(걸|게|것을?) (보고|보기)"),
     # at once, or in order
     (AT_ONCE, "(따로|하나씩)( 하지)? 말고|어느 쪽도 멈추지 말고|둘 다 놓치지 말고|(둘 중 )?하나라도 빠지면 안 돼|"
               "순서 (없이( 같이)?|따지지 말고)|뭐(부터 할|가 먼저랄) 것 없이"),
@@ -298,46 +298,46 @@ KOREAN = [
     (SECOND, "(그게|그거|그 일이|앞의 게|다)? ?(다 )?(되면|됐|잘되면|했으면|끝나|끝났)|됐다 싶|두 번째|2단계로?|"
              "뒤 단계|마지막|마무리"),
     (FIRST, "그 ?전에|먼저|우선|처음(?!보다)|첫 ?번째|일단|1단계로?|앞 단계|시작은|급한 것부터"),
-    (WAS_FIRST, "고 ?나서|고 나[면거]|(?<=\u11ab) (다음|후|뒤)에?"),
-    (WAS_SECOND, "기 전에"),
+    (CAME_FIRST, "고 ?나서|고 나[면거]|(?<=\u11ab) (다음|후|뒤)에?"),
+    (CAME_SECOND, "기 전에"),
     (IN_ORDER, "순서(대로| 지키| 가 중요)|차례(대로|로)|두 단계"),
     (SECOND, r"(?<=, )다음\b"),
     # amounts and single particles
     (_amount("pixels"), r"\b(?P<n>NUM) ?(픽셀|화소|px)(만|쯤|만큼| 정도)?"),
     (_amount("degrees"), r"\b(?P<n>NUM) ?도(?!까지|로|\b 이[상하])(만|쯤|씩|만큼|만큼의|를|가)?( 정도)?\b"),
     (_particles("some"), "COL색?(?:(, | ?N?(와|과|이?랑|하고) )COL색?)+( ?N)?"),
-    (OTHER, "COL색?( ?N)?(한테서|에게서|에서|보다)|COL색?으로 (칠|바꾸|바꿔|변)"),
+    (REJECT, "COL색?( ?N)?(한테서|에게서|에서|보다)|COL색?으로 (칠|바꾸|바꿔|변)"),
     (_particles("target"), r"COL색? ?N(?=한테|에게|에|까지|( 바로)? ?(옆|쪽|곁|근처)(?!에서)|( 위치| 방향|"
                 " 가까이)|(이|가)? ?있는 [데곳]|"
                            r"[와과]의|(을|를)? (쫓|따라|만나|향)|이야|으?로 (가게|가\b|가도|이동|옮|보내|움직|"
                            r"데려|굴|밀|끌|당)|[은는] (가만|그대로))"),
     (_particles("one"), "COL색? ?N( 하나)?|COL색"),
-    (NOTHING, "온도(?=[를을가이에도]?,? ?VALUE)|제자리에 돌려|거기로 돌려"),
-    (ONLY, "(나머지|다른 건)\\S*( 어디)?( 그냥)?( 있든)? (두고|놔두고|상관없고|됐고|몰라)|다른 건 신경 쓰지 말고|"
+    (IGNORE, "온도(?=[를을가이에도]?,? ?VALUE)|제자리에 돌려|거기로 돌려"),
+    (ONLY_THESE, "(나머지|다른 건)\\S*( 어디)?( 그냥)?( 있든)? (두고|놔두고|상관없고|됐고|몰라)|다른 건 신경 쓰지 말고|"
            "얘네(끼리)?만"),
     # how much, and what sounds like a negation
     (COOL, "덜 (뜨거|뜨겁|덥)|더워 보이|덥겠|(뜨거운|더운) (기운|열기)|불…끄|불…(줄이|줄여)( 덜 뜨겁)?|불 꺼"),
     (HEAT, "덜 (차가|차갑|춥)|추워 보이|추워,|(차가운|찬) 기운|(얼어|언) ?(있는|공들|입자들|점들|"
            "알갱이들)?.*녹[이여]|녹[이여]"),
     (CLUSTER, "(빈 ?)?틈[이을]( 다)? (없|메)|하나도 없게 같이"),
-    (NOTHING, "많이는 아니고|하나도 빠짐없이|쉬지 않고|(가만있지 |안절부절)못하고|어긋나지 않게|튀어나오지 않게|"
+    (IGNORE, "많이는 아니고|하나도 빠짐없이|쉬지 않고|(가만있지 |안절부절)못하고|어긋나지 않게|튀어나오지 않게|"
               "싫어,"),
     # what not to do
-    (OTHER, r"말고|말아|지(는|도|를|들)? ?마(\b|[라세요십시])|지(는|도|를|들)? ?말|"
+    (REJECT, r"말고|말아|지(는|도|를|들)? ?마(\b|[라세요십시])|지(는|도|를|들)? ?말|"
             r"필요 ?없|없어도|\b안 |안 ?[돼되]|\b못|않|아니|없이|대신|(?<!열을 )빼고|"
              "제외|금지|그만(?!큼)"),
-    (OTHER, "멈[추춰]|반대|거꾸로|벗어나|바깥|밖|싫|취소"),
+    (REJECT, "멈[추춰]|반대|거꾸로|벗어나|바깥|밖|싫|취소"),
     # how things are or were, and why
-    (OTHER, r"\b왜\b|\b이미\b|\b벌써\b|\b어디|\b뭐|\b무슨"),
-    (OTHER, r"((?<!수)(?<!수 )있|[갔했됐졌왔렸])(다|어|어요|네|네요|나|나요|니|습니다|습니까)$"),
+    (REJECT, r"\b왜\b|\b이미\b|\b벌써\b|\b어디|\b뭐|\b무슨"),
+    (REJECT, r"((?<!수)(?<!수 )있|[갔했됐졌왔렸])(다|어|어요|네|네요|나|나요|니|습니다|습니까)$"),
     # some of the particles
-    (OTHER, r"\d|((입자|알갱이|공|점)|것|하나|거|얘|걔)만|\b하나[를씩]|절반|반만|일부|번째|\b\w ?번 (입자|알갱이|"
+    (REJECT, r"\d|((입자|알갱이|공|점)|것|하나|거|얘|걔)만|\b하나[를씩]|절반|반만|일부|번째|\b\w ?번 (입자|알갱이|"
              "공|점)"),
-    (OTHER, r"(하얀|흰|검은|까만|주황\S*) |나머지|픽셀"),
-    (NOTHING, r"(흩어져|떨어져|퍼져|모여|뭉쳐|붙어) 있는|(흩어진|떨어진|퍼진|모인|뭉친|흐트러진|멀리 있는|"
+    (REJECT, r"(하얀|흰|검은|까만|주황\S*) |나머지|픽셀"),
+    (IGNORE, r"(흩어져|떨어져|퍼져|모여|뭉쳐|붙어) 있는|(흩어진|떨어진|퍼진|모인|뭉친|흐트러진|멀리 있는|"
                "넓게 퍼진|한데 몰린"
               r"|모여 있는|붙은|붙어 있는) ?(?=것|걸|거|애|쇠|N|덩어리)"),
-    (OTHER, r"뜨거운|차가운|따뜻한|뜨끈한|시원한|식은|달아오른|(추우|더우|뜨거우|차가우)면(?! ?[좋딱])|\b큰|"
+    (REJECT, r"뜨거운|차가운|따뜻한|뜨끈한|시원한|식은|달아오른|(추우|더우|뜨거우|차가우)면(?! ?[좋딱])|\b큰|"
              r"\b작은(?! 폭)"),
     # temperature
     (COOL, r"온도…(낮|내[려리]|떨[어구궈]|줄[여이]|하강)|(낮춰|내려)( \w+)?, (\w+ )?온도"),
@@ -365,7 +365,7 @@ KOREAN = [
     (BOTTOM_RIGHT, r"R( |의 )?B|B( |의 )?R|우하단?|남동쪽?"),
     (CORNER, r"구석(?!구석)|모서리|코너|귀퉁이|모퉁이"),
     (EDGE, r"(?<=쪽) ?끝"),
-    (NOTHING, "벽…(에 )?가까[이워]"),
+    (IGNORE, "벽…(에 )?가까[이워]"),
     (CENTER, r"(중앙|가운데|중심)에( 더| 좀)* 가까이|중앙|가운데|중심|복판|센터"),
     # apart and together
     (DOWN, r"(아래|밑|바닥)쪽?으?로( \w+)? ?떨어[뜨트]\w*"),
@@ -379,19 +379,19 @@ KOREAN = [
                "다닥다닥|밀집|군집|집[합결]|합[쳐치]"),
     (CLUSTER, r"한 ?곳|한 ?군데|\b한 ?데\b|한자리|가까[이워웠우]|가깝|빽빽|끌어당기|서로…끌리|서로에게 끌|맞닿|"
                "만나|만났|묶|같이 있|껴안|껌|떼를|떼 지어"),
-    (STICK, r"붙[여이어게]"),
+    (STICK_TOGETHER, r"붙[여이어게]"),
     # shaking
     (VIBRATE, r"진동|흔[들드]|떨[게리려렸림었어]|떠는|떨 |부르르|드르르|덜덜|달달|파르르|바들|부들|후들|요동|"
                "들썩|덜컹|씰룩|움찔|파닥|달그락|지진|왔다 갔다|쉐킷"),
     # directions
     (LEFT, "L"),
     (RIGHT, "R"),
-    (RAISE, r"더[해하]|플러스|증가|오르|올랐|높[이여게]|상승|끌어올"),
+    (INCREASE, r"더[해하]|플러스|증가|오르|올랐|높[이여게]|상승|끌어올"),
     (UP, r"북쪽|위로|위쪽|윗쪽|위에|(더|맨|좀) 위\b|상단|꼭대기|올[려리라]|띄[워우]|떠[오올]"),
     (DOWN, r"남쪽|아래|밑(으로|에|쪽|\b)|하단|(?<!손)바닥(?! 쓸)|내[려리]|가라앉|하강"),
-    (OTHER, r"온도|속도|빠르기|크기|\b색|전하|질량|중력|소리|밝기|추가|삭제|지워|없애|바꿔 칠|칠해"),
-    (OTHER, r"돌[려리]|회전|원형|동그(?!라미)|둥글|모양"),
-    (OTHER, r"(?:(?<=^)|(?<=, ))[\w ]*(?<!끌)(?<!데리)(?<!몰)(?<!밀)(?<!들)(?<!잡)(?<!가지)고(?= )"),
+    (REJECT, r"온도|속도|빠르기|크기|\b색|전하|질량|중력|소리|밝기|추가|삭제|지워|없애|바꿔 칠|칠해"),
+    (REJECT, r"돌[려리]|회전|원형|동그(?!라미)|둥글|모양"),
+    (REJECT, r"(?:(?<=^)|(?<=, ))[\w ]*(?<!끌)(?<!데리)(?<!몰)(?<!밀)(?<!들)(?<!잡)(?<!가지)고(?= )"),
     (JOIN, r"고(?=[ ,]|$)"),
 ]
 
@@ -425,23 +425,23 @@ def _compile(table, language):
 PARTS = {"en": _compile(ENGLISH, "en"), "ko": _compile(KOREAN, "ko")}
 
 
-def normalise(sentence):
+def normalise(instruction):
     """Composed (NFC), lower case, no punctuation, clauses joined by ", "; complaints are left out."""
-    text = unicodedata.normalize("NFC", sentence).casefold().replace("\u2019", "'")
+    text = unicodedata.normalize("NFC", instruction).casefold().replace("\u2019", "'")
     clauses = (" ".join(re.sub(r"[^\w']", " ", clause).split()) for clause in re.split(r"[.,!?;:…\n]", text))
     return ", ".join(clause for clause in clauses if clause and not COMPLAINT.search(clause))
 
 
-def read_goal(sentence: str) -> str | None:
+def instruction_to_goal(instruction: str) -> str | None:
     """The goal a Korean or English sentence asks for, such as "push(direction=left)"; None if unclear."""
-    return explain(sentence)[0]
+    return parse_instruction(instruction)[0]
 
 
-def explain(sentence: str) -> tuple[str | None, str]:
+def parse_instruction(instruction: str) -> tuple[str | None, str]:
     """What a sentence asks for: (goal, "understood"), or (None, "unknown") where it names no goal of ours, or
     (None, "ambiguous") where it names several, but neither at once nor in order, or contradictory ones."""
-    parts = _parts(sentence)
-    if OTHER in parts:
+    parts = _parts(instruction)
+    if REJECT in parts:
         return None, "unknown"
     readings = _plans(parts) if ORDERS & set(parts) else _single(parts)
     if len(readings) == 1:
@@ -450,11 +450,11 @@ def explain(sentence: str) -> tuple[str | None, str]:
     return None, "ambiguous" if len(readings | named) > 1 else "unknown"
 
 
-def _parts(sentence):
+def _parts(instruction):
     """The parts of a sentence in their order; a part with a value, an amount or particles, is a pair."""
-    if len(sentence) > MAX_LENGTH or re.search(r"[-−]\s?\d|\bminus\b|마이너스", sentence):
+    if len(instruction) > MAX_LENGTH or re.search(r"[-−]\s?\d|\bminus\b|마이너스", instruction):
         return []
-    text, marks = unicodedata.normalize("NFD", normalise(sentence)), {",": COMMA}
+    text, marks = unicodedata.normalize("NFD", normalise(instruction)), {",": COMMA}
     tables = [PARTS[language] for language, letters in (("en", "[a-z]"), ("ko", "[\u1100-\u1112]"))
               if re.search(letters, text)]
     for part, pattern in itertools.chain(*tables):
@@ -470,7 +470,7 @@ def _parts(sentence):
 def _clause(parts):
     """The one goal that the parts of a clause make, else None."""
     values = [part for part in parts if isinstance(part, tuple)]
-    parts = {part for part in parts if isinstance(part, str)} - CUTS
+    parts = {part for part in parts if isinstance(part, str)} - CUT_POINTS
     match sorted(values):
         case []:
             return _plain(parts)
@@ -479,16 +479,16 @@ def _clause(parts):
             text = f"{goal[:-1]}, distance={n})" if goal in SIDES else None
         case [("degrees" | "more degrees" as unit, n)]:
             if unit == "more degrees":
-                parts.add(RAISE)
-            text = f"heat(by={n})" if parts and parts <= {HEAT, RAISE, UP} else None
+                parts.add(INCREASE)
+            text = f"heat(by={n})" if parts and parts <= {HEAT, INCREASE, UP} else None
         case [("one", (i,))]:
-            place = _plain(parts - {ONLY, EDGE, STICK})
+            place = _plain(parts - {ONLY_THESE, EDGE, STICK_TOGETHER})
             there = place in CORNERS or EDGE in parts and place in SIDES
             text = f"move_to(id={i}, {BOUNDS[place]})" if there else None
         case [("one", (i,)), ("target", (j,))] if i != j:
-            text = f"move_toward({i}, {j})" if parts <= {ONLY, STICK, SET, CLUSTER, MEET, ACROSS} else None
+            text = f"move_toward({i}, {j})" if parts <= {ONLY_THESE, STICK_TOGETHER, SET, CLUSTER, MEET, ACROSS} else None
         case [("some", ids)]:
-            text = f"cluster(ids={list(ids)})" if _plain(parts - {ONLY}) == CLUSTER and CENTER not in parts else None
+            text = f"cluster(ids={list(ids)})" if _plain(parts - {ONLY_THESE}) == CLUSTER and CENTER not in parts else None
         case _:
             text = None
     try:
@@ -498,7 +498,7 @@ def _clause(parts):
 
 
 def _plain(parts):
-    goals = {goal for goal, needed in RECIPES if needed <= parts <= needed | MAY[goal]}
+    goals = {goal for goal, needed in RECIPES if needed <= parts <= needed | OPTIONAL_PARTS[goal]}
     return goals.pop() if len(goals) == 1 else None
 
 
@@ -517,15 +517,15 @@ def _halves(parts, cuts):
 
 def _plans(parts):
     """The plans of two goals, at once or in order, that a sentence may ask for."""
-    halves = _halves(parts, CUTS)
+    halves = _halves(parts, CUT_POINTS)
     pairs = {(a, b) for _, a, b in halves}
     if len(pairs) != 1:
         return {f"{a} ? {b}" for a, b in pairs}
     a, b = pairs.pop()
     start, end = halves[0][0], halves[-1][0] + 1
     before, between, after = set(parts[:start]), set(parts[start:end]), set(parts[end:])
-    forward = FIRST in before or between & {SECOND, WAS_FIRST} or WAS_SECOND in after
-    backward = SECOND in before or between & {FIRST, WAS_SECOND} or WAS_FIRST in after
+    forward = FIRST in before or between & {SECOND, CAME_FIRST} or CAME_SECOND in after
+    backward = SECOND in before or between & {FIRST, CAME_SECOND} or CAME_FIRST in after
     if AT_ONCE in parts:
         fits = not (forward or backward or IN_ORDER in parts) and _together(parse(a).goals[0], parse(b).goals[0])
         return {f"{a} AND {b}"} if fits else {a, b, "contradictory"}

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from simulator.worlds import WorldError
+from simulator.worlds import EnvError
 
 BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}      # Debian's packages
 
@@ -30,14 +30,14 @@ def try_backend(name):
 def choose_backend():
     """Sets MUJOCO_GL to a backend that renders without a screen, EGL before OSMesa; a working choice of the user's
     stays. WorldError where there is none."""
-    wish = os.environ.get("MUJOCO_GL", "").lower()
-    for name in sorted(BACKENDS, key=lambda name: name != wish):
+    requested = os.environ.get("MUJOCO_GL", "").lower()
+    for name in sorted(BACKENDS, key=lambda name: name != requested):
         if not try_backend(name):
-            if wish and name != wish:
-                print(f"MUJOCO_GL={wish} does not render here: using {name}", file=sys.stderr)
+            if requested and name != requested:
+                print(f"MUJOCO_GL={requested} does not render here: using {name}", file=sys.stderr)
             os.environ |= {"MUJOCO_GL": name, "PYOPENGL_PLATFORM": name}
             return name
-    raise WorldError("cannot render without a screen: install EGL (Debian: apt-get install "
+    raise EnvError("cannot render without a screen: install EGL (Debian: apt-get install "
                          f"{BACKENDS['egl']}) or OSMesa (apt-get install {BACKENDS['osmesa']})")
 
 
@@ -49,7 +49,7 @@ def check_installed():
         except ImportError:
             found = None
         if not found:
-            raise WorldError(f"{name} is not installed: make robosuite, or pip install 'flexibleworld[robosuite]'")
+            raise EnvError(f"{name} is not installed: make robosuite, or pip install 'flexibleworld[robosuite]'")
 
 
 def import_robosuite():
@@ -59,7 +59,7 @@ def import_robosuite():
     try:
         import robosuite
     except ImportError as error:
-        raise WorldError(f"robosuite cannot be imported ({str(error) or 'it does not say why'}): install it anew with "
+        raise EnvError(f"robosuite cannot be imported ({str(error) or 'it does not say why'}): install it anew with "
                          "make robosuite, or pip install 'flexibleworld[robosuite]'") from None
     finally:
         logging.disable(before)
@@ -67,7 +67,7 @@ def import_robosuite():
     return robosuite
 
 
-def prepare(pictures=True):
+def setup_mujoco_gl(pictures=True):
     """What has to be done before robosuite is imported: MuJoCo looks at the environment variables then."""
     check_installed()
     if importlib.util.find_spec("triton"):      # torch's: where Mesa's LLVM is loaded first, importing it later crashes
@@ -75,14 +75,14 @@ def prepare(pictures=True):
     os.environ.setdefault("LP_NUM_THREADS", "0")    # software rendering in this thread: workers are what is parallel
     try:
         choose_backend()
-    except WorldError:
+    except EnvError:
         if pictures:
             raise
         os.environ["MUJOCO_GL"] = "disable"
     import_robosuite()
 
 
-def doctor():
+def check_rendering():
     """Prints the state of every backend -> exit code: 0 if pictures can be rendered, 1 if not."""
     try:
         check_installed()
@@ -90,7 +90,7 @@ def doctor():
             why = try_backend(name)
             print(f"{name}: " + (f"{why}; Debian: apt-get install {packages}" if why else "renders"), flush=True)
         print(f"in use: {choose_backend()}, with robosuite {import_robosuite().__version__}")
-    except WorldError as error:
+    except EnvError as error:
         print(error)
         return 1
     return 0
@@ -121,11 +121,11 @@ class Camera:
         half = np.tan(np.radians(self.model.cam_fovy[self.id]) / 2)
         return x / half, y / half, -z
 
-    def place(self, point):
+    def locate(self, point):
         """Where a point is seen, (x, y) as shares of a square picture from its top left; NaN outside of it."""
         x, y, depth = self.project(point)
-        place = np.array([1 + x / depth, 1 - y / depth]) / 2
-        return place if depth > 0 and (abs(2 * place - 1) < 1).all() else np.full(2, np.nan)
+        place_ = np.array([1 + x / depth, 1 - y / depth]) / 2
+        return place_ if depth > 0 and (abs(2 * place_ - 1) < 1).all() else np.full(2, np.nan)
 
     def render(self, width, height):
         """uint8 [H,W,3], upright."""
@@ -145,4 +145,4 @@ class Camera:
 
 
 if __name__ == "__main__":
-    sys.exit(doctor())
+    sys.exit(check_rendering())

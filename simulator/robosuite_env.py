@@ -37,18 +37,18 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
-from simulator.evaluation import run_all, share
-from simulator.language import CHARACTERS, corpus_hash
-from simulator.rendering import Camera, import_robosuite, prepare
+from simulator.evaluation import evaluate_actors, success_rate
+from simulator.language import ALLOWED_CHARS, corpus_hash
+from simulator.rendering import Camera, import_robosuite, setup_mujoco_gl
 from simulator.robosuite_expert import expert_action
-from simulator.robosuite_language import SENTENCES, sentences_by_goal, understand
-from simulator.worlds import WorldError
+from simulator.robosuite_language import COMMANDS_FILE, instructions_by_goal, parse_instruction
+from simulator.worlds import EnvError
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
-VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
-VECTORS[range(6), [0, 0, 1, 1, 2, 2]] = [-0.5, 0.5, -0.5, 0.5, 0.5, -0.5]
-VECTORS[[6, 7], 6] = 1, -1
-SPLITS = ("seen", "held_out_en", "held_out_ko", "swap")
+ACTION_VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
+ACTION_VECTORS[range(6), [0, 0, 1, 1, 2, 2]] = [-0.5, 0.5, -0.5, 0.5, 0.5, -0.5]
+ACTION_VECTORS[[6, 7], 6] = 1, -1
+SPLITS = ("seen", "held_out_en", "held_out_ko", "instruction_swap")
 STAGES = ("reach", "grasp", "lift", "hover")
 PROPRIO_LOW = np.array([-1, -1, 0, -1, -1, -1, -1, -0.05, -0.05], np.float32)
 PROPRIO_HIGH = np.array([1, 1, 2, 1, 1, 1, 1, 0.05, 0.05], np.float32)
@@ -58,8 +58,8 @@ PROPRIO_HIGH = np.array([1, 1, 2, 1, 1, 1, 1, 0.05, 0.05], np.float32)
 class Task:
     """A scene. `thing` is the body that goals are about, `hold` the site that is grasped (default: that body)."""
     goals: tuple
-    thing: str
-    hold: str = ""
+    body: str
+    grasp_site: str = ""
 
 
 TASKS = {"Lift": Task(("lift_cube", "push_cube"), "cube_main"),
@@ -67,12 +67,12 @@ TASKS = {"Lift": Task(("lift_cube", "push_cube"), "cube_main"),
          "NutAssemblySquare": Task(("place_nut", "lift_nut"), "SquareNut_main", "SquareNut_handle_site")}
 CAMERAS = ("robot0_eye_in_hand", "agentview", "frontview", "birdview", "sideview", "robot0_robotview")
 ROBOTS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e")
-RAISED = {"lift_cube": 0.04, "lift_nut": 0.08}      # metres above the start; lift_cube is judged by robosuite itself
-PUSHED = 0.08
+LIFT_HEIGHT = {"lift_cube": 0.04, "lift_nut": 0.08}      # metres above the start; lift_cube is judged by robosuite itself
+PUSH_DISTANCE = 0.08
 LIMITS = {"resolution": 1024, "control_freq": 500, "action_repeat": 1000, "gripper_repeat": 1000, "max_steps": 10**6}
 
 
-class NamedActions(spaces.Discrete):
+class NamedDiscrete(spaces.Discrete):
     """Discrete(n), with a name for each action."""
 
     def __init__(self, names):
@@ -81,7 +81,7 @@ class NamedActions(spaces.Discrete):
 
 
 @dataclass(frozen=True)
-class Settings:
+class RobosuiteConfig:
     """What a world is made from; WorldError for what cannot be."""
     task: str = "PickPlaceCan"
     robot: str = "Panda"
@@ -106,18 +106,18 @@ class Settings:
         for camera in self.cameras:
             self._one_of("camera", camera, CAMERAS)
         if not self.cameras:
-            raise WorldError(f"cameras names no camera: choose one at least from {', '.join(CAMERAS)}")
+            raise EnvError(f"cameras names no camera: choose one at least from {', '.join(CAMERAS)}")
         self._one_of("robot", self.robot, ROBOTS)
         self._one_of("action space", self.action_space, ("discrete", "continuous"))
         self._one_of("reward", self.reward, ("progress", "shaped", "sparse"))
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise WorldError(f"{name} takes a whole number from 1 to {most}, not {value!r}")
+                raise EnvError(f"{name} takes a whole number from 1 to {most}, not {value!r}")
 
     def _one_of(self, what, name, names):
         if name not in names:
-            raise WorldError(f"no {what} {name!r} in this world: choose from {', '.join(names)}")
+            raise EnvError(f"no {what} {name!r} in this world: choose from {', '.join(names)}")
 
     @property
     def discrete(self):
@@ -126,10 +126,10 @@ class Settings:
     def spaces(self):
         """-> (observation space, action space)."""
         picture = (self.resolution, self.resolution * len(self.cameras), 3)
-        seen = {"image": spaces.Box(0, 255, picture, np.uint8), "goal": spaces.Text(500, charset=CHARACTERS)}
+        seen = {"image": spaces.Box(0, 255, picture, np.uint8), "goal": spaces.Text(500, charset=ALLOWED_CHARS)}
         if self.proprioception:
             seen["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH)
-        return spaces.Dict(seen), NamedActions(ACTIONS) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
+        return spaces.Dict(seen), NamedDiscrete(ACTIONS) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
 
 
 # --- one world --------------------------------------------------------------------------------------------------
@@ -140,13 +140,13 @@ class RobosuiteEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     sim_env = None      # until it is made
 
-    def __init__(self, task="PickPlaceCan", *, render_mode=None, sentences=None, pictures=True, **settings):
-        self.settings = settings = Settings(task, **settings)
+    def __init__(self, task="PickPlaceCan", *, render_mode=None, instructions=None, pictures=True, **settings):
+        self.settings = settings = RobosuiteConfig(task, **settings)
         self.task, self.goals, self.render_mode = TASKS[settings.task], settings.goals, render_mode
-        self.sentences = sentences_by_goal() if sentences is None else sentences
+        self.instructions = instructions_by_goal() if instructions is None else instructions
         self.observation_space, self.action_space = settings.spaces()
         self.discrete, self.pictures, self.cameras = settings.discrete, pictures, {}
-        prepare(pictures)
+        setup_mujoco_gl(pictures)
         self.sim_env = import_robosuite().make(
             settings.task, robots=settings.robot, has_renderer=False, has_offscreen_renderer=pictures,
             use_camera_obs=False, use_object_obs=False, control_freq=settings.control_freq, reward_shaping=True,
@@ -155,40 +155,40 @@ class RobosuiteEnv(gymnasium.Env):
         for observable in self.sim_env._observables.values():       # computed at every substep, and read by nobody
             observable.set_enabled(False)
             observable.set_active(False)
-        self.seed, self.episode, self.seen = None, -1, None
+        self.seed, self.episode, self.cached_image = None, -1, None
 
     # --- what is the case -----------------------------------------------------------------------------------------
     @property
     def sim(self):
         sim = self.sim_env and self.sim_env.sim
         if not sim:
-            raise WorldError("this world is closed: make another")
+            raise EnvError("this world is closed: make another")
         return sim
 
     @property
     def gripper(self):
         return self.sim_env.robots[0].gripper["right"]
 
-    def hand(self):
+    def eef_pos(self):
         """The place between the fingertips."""
         return self.sim.data.site_xpos[self.sim_env.robots[0].eef_site_id["right"]].copy()
 
-    def thing(self):
+    def object_pos(self):
         """The place of what the goal is about."""
-        return self.sim.data.body_xpos[self.sim.model.body_name2id(self.task.thing)].copy()
+        return self.sim.data.body_xpos[self.sim.model.body_name2id(self.task.body)].copy()
 
-    def hold(self):
+    def grasp_pos(self):
         """The place where it is to be grasped."""
-        name = self.task.hold
-        return self.sim.data.site_xpos[self.sim.model.site_name2id(name)].copy() if name else self.thing()
+        name = self.task.grasp_site
+        return self.sim.data.site_xpos[self.sim.model.site_name2id(name)].copy() if name else self.object_pos()
 
-    def object(self):
+    def object_model(self):
         """robosuite's model of the thing."""
-        model, name = self.sim_env.model, self.task.thing.removesuffix("_main")
+        model, name = self.sim_env.model, self.task.body.removesuffix("_main")
         return next(thing for thing in model.mujoco_objects if thing.name == name)
 
     def grasped(self):
-        return bool(self.sim_env._check_grasp(gripper=self.gripper, object_geoms=self.object()))
+        return bool(self.sim_env._check_grasp(gripper=self.gripper, object_geoms=self.object_model()))
 
     def target(self, goal=None):
         """Where the thing is to be placed, [3]; None for goals that do not place it."""
@@ -197,51 +197,51 @@ class RobosuiteEnv(gymnasium.Env):
             return env.target_bin_placements[2 if goal.endswith("near") else 3].copy()
         return env.sim.data.body_xpos[env.peg1_body_id].copy() if goal == "place_nut" else None
 
-    def over(self, goal=None):
+    def above_target(self, goal=None):
         """Whether the thing is over its target."""
-        target, place = self.target(goal), self.thing()
+        target, place = self.target(goal), self.object_pos()
         if target is None:
             return False
         reach = self.sim_env.bin_size[:2] / 4 if "can" in (goal or self.goal) else 0.03
         return bool((np.abs(place - target)[:2] < reach).all())
 
-    def reached(self, goal=None):
+    def is_success(self, goal=None):
         """Whether the goal is."""
-        env, goal, place = self.sim_env, goal or self.goal, self.thing()
+        env, goal, place = self.sim_env, goal or self.goal, self.object_pos()
         if goal == "push_cube":
             on_table = place[2] < self.start[2] + 0.02
-            return bool(on_table and place[0] - self.start[0] > PUSHED)
+            return bool(on_table and place[0] - self.start[0] > PUSH_DISTANCE)
         if goal == "lift_nut":
-            return bool(self.grasped() and place[2] - self.start[2] > RAISED[goal])
+            return bool(self.grasped() and place[2] - self.start[2] > LIFT_HEIGHT[goal])
         if goal == "place_can_near":        # as robosuite judges of the can's own compartment
-            return bool(not env.not_in_bin(place, 2) and 1 - np.tanh(10 * np.linalg.norm(self.hand() - place)) < 0.6)
+            return bool(not env.not_in_bin(place, 2) and 1 - np.tanh(10 * np.linalg.norm(self.eef_pos() - place)) < 0.6)
         return bool(env._check_success())
 
     def stages(self):
         """Which STAGES hold now; only those that the goal has."""
-        raised = self.thing()[2] - self.start[2] > 0.04
-        now = {"reach": bool(np.linalg.norm(self.hand() - self.hold()) < 0.03), "grasp": self.grasped(),
+        raised = self.object_pos()[2] - self.start[2] > 0.04
+        now = {"reach": bool(np.linalg.norm(self.eef_pos() - self.grasp_pos()) < 0.03), "grasp": self.grasped(),
                "lift": bool(raised)}
         if self.goal == "push_cube":
-            now = {"reach": bool(np.linalg.norm(self.hand() - self.thing()) < 0.06)}
-        return now | ({"hover": bool(raised and self.over())} if self.target() is not None else {})
+            now = {"reach": bool(np.linalg.norm(self.eef_pos() - self.object_pos()) < 0.06)}
+        return now | ({"hover": bool(raised and self.above_target())} if self.target() is not None else {})
 
-    def value(self):
+    def shaped_value(self):
         """How far the goal has come, in [0, 1]: robosuite's shaped reward (`staged_rewards`), for every goal alike."""
-        if self.reached():
+        if self.is_success():
             return 1.0
-        near = 0.1 * (1 - np.tanh(10 * np.linalg.norm(self.hand() - self.hold())))
+        near = 0.1 * (1 - np.tanh(10 * np.linalg.norm(self.eef_pos() - self.grasp_pos())))
         if self.goal == "push_cube":
-            return near + 0.6 * float(np.clip((self.thing()[0] - self.start[0]) / PUSHED, 0, 1))
+            return near + 0.6 * float(np.clip((self.object_pos()[0] - self.start[0]) / PUSH_DISTANCE, 0, 1))
         if not self.grasped():
             # over its target a thing may fall: what was gained by bringing it there stays
-            return max(near, 0.5 if self.target() is not None and self.over() and self.stages()["lift"] else 0)
-        high = 0.25 if self.target() is not None else RAISED[self.goal]
-        lift = 0.35 + 0.15 * (1 - np.tanh(15 * max(self.start[2] + high - self.thing()[2], 0)))
+            return max(near, 0.5 if self.target() is not None and self.above_target() and self.stages()["lift"] else 0)
+        high = 0.25 if self.target() is not None else LIFT_HEIGHT[self.goal]
+        lift = 0.35 + 0.15 * (1 - np.tanh(15 * max(self.start[2] + high - self.object_pos()[2], 0)))
         if self.target() is None:
             return float(lift)
-        away = np.linalg.norm((self.target() - self.thing())[:2])
-        return float((0.5 if self.over() else lift) + 0.2 * (1 - np.tanh(10 * away)))
+        away = np.linalg.norm((self.target() - self.object_pos())[:2])
+        return float((0.5 if self.above_target() else lift) + 0.2 * (1 - np.tanh(10 * away)))
 
     # --- observations -----------------------------------------------------------------------------------------------
     def camera(self, name):
@@ -261,103 +261,103 @@ class RobosuiteEnv(gymnasium.Env):
         robot = self.sim_env.robots[0]
         w, *xyz = self.sim.data.get_body_xquat(robot.robot_model.eef_name["right"])
         fingers = self.sim.data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
-        return np.clip(np.concatenate([self.hand(), [*xyz, w], fingers[:2]]).astype(np.float32),
+        return np.clip(np.concatenate([self.eef_pos(), [*xyz, w], fingers[:2]]).astype(np.float32),
                        PROPRIO_LOW, PROPRIO_HIGH)
 
     def image(self):
         """The observation's picture, rendered once in a moment."""
-        self.seen = self.picture() if self.seen is None else self.seen
-        return self.seen
+        self.cached_image = self.picture() if self.cached_image is None else self.cached_image
+        return self.cached_image
 
     def observe(self):
-        obs = {"image": self.image(), "goal": self.text}
+        obs = {"image": self.image(), "goal": self.instruction}
         return obs | {"proprio": self.proprio()} if self.settings.proprioception else obs
 
-    def places(self, goal=None):
+    def object_xy(self, goal=None):
         """float32 [2,2]: where the first camera sees the thing and its target, shares of the whole picture; NaN for
         what it does not see, and for all in an environment without pictures."""
         if not self.pictures:
             return np.full((2, 2), np.nan, np.float32)
         camera, target = self.camera(self.settings.cameras[0]), self.target(goal)
-        points = [self.hold(), np.full(3, np.nan) if target is None else target]
-        return np.array([camera.place(point) / [len(self.settings.cameras), 1] for point in points], np.float32)
+        points = [self.grasp_pos(), np.full(3, np.nan) if target is None else target]
+        return np.array([camera.locate(point) / [len(self.settings.cameras), 1] for point in points], np.float32)
 
     # --- Gymnasium's API ------------------------------------------------------------------------------------------
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         for option in options or ():
-            if option not in ("goal", "text", "watch"):
-                raise WorldError(f"no option {option!r} in this world: choose from goal, text, watch")
+            if option not in ("goal", "text", "monitor_goal"):
+                raise EnvError(f"no option {option!r} in this world: choose from goal, text, monitor_goal")
         if seed is not None or self.seed is None:
             self.seed, self.episode = int(self.np_random.integers(2**31)) if seed is None else int(seed), -1
         self.episode += 1
-        self.begin(**(options or {}))
-        return self.observe(), self.tell()
+        self.start_episode(**(options or {}))
+        return self.observe(), self.reset_info()
 
-    def tell(self):
+    def reset_info(self):
         """What there is to know of an episode that has just begun."""
         return {"success": False, "goal": self.goal if self.scored else None, "note": "" if self.scored else
                 f"no goal of this scene recognised, which knows {', '.join(self.task.goals)}"}
 
-    def begin(self, goal=None, text=None, watch=None):
+    def start_episode(self, goal=None, text=None, monitor_goal=None):
         """The next episode: its start follows from seed and number alone, whatever is asked."""
         rng = np.random.default_rng([self.seed, self.episode])
         self.sim_env.rng.bit_generator.state = rng.spawn(1)[0].bit_generator.state
         drawn = self.goals[rng.integers(len(self.goals))]
-        self.goal, said = self.understand(goal) if goal else (drawn, None)
+        self.goal, said = self.parse_goal(goal) if goal else (drawn, None)
         self.scored = self.goal is not None
         self.goal = self.goal or drawn
-        self.text = text or said or self.say(self.goal, rng)
-        self.watch, self.watched, self.done_actions = watch, False, []
+        self.instruction = text or said or self.sample_instruction(self.goal, rng)
+        self.monitor_goal, self.monitor_success, self.action_history = monitor_goal, False, []
         sim = self.sim      # WorldError where it is closed
         self.sim_env.reset()
         sim.forward()
-        self.judge_from_here()
+        self.init_progress()
 
-    def judge_from_here(self):
-        self.seen, self.start = None, self.thing()
-        self.stage, self.before = self.stages(), self.value()
+    def init_progress(self):
+        self.cached_image, self.start = None, self.object_pos()
+        self.stage, self.before = self.stages(), self.shaped_value()
 
-    def understand(self, wish):
+    def parse_goal(self, request):
         """A goal or a sentence -> (goal or None, sentence or None)."""
-        if wish in self.task.goals:
-            return wish, None
-        return understand(str(wish), self.task.goals), str(wish)
+        if request in self.task.goals:
+            return request, None
+        return parse_instruction(str(request), self.task.goals), str(request)
 
-    def say(self, goal, rng):
-        known = self.sentences.get(goal) or [goal]
+    def sample_instruction(self, goal, rng):
+        known = self.instructions.get(goal) or [goal]
         return known[rng.integers(len(known))]
 
-    def advance(self, action):
+    def apply_action(self, action):
         """Holds an action; nothing is judged."""
         if self.episode < 0:
-            raise WorldError("no episode has begun: call reset() first")
+            raise EnvError("no episode has begun: call reset() first")
         if self.discrete and not self.action_space.contains(action):
-            raise WorldError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
+            raise EnvError(f"no action {action!r} in this world: choose from 0 to 7, {', '.join(ACTIONS)}")
         if not self.discrete and np.shape(action) != (7,):
-            raise WorldError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
+            raise EnvError(f"an action in this world is 7 numbers, not an array of shape {np.shape(action)}")
         sim = self.sim      # WorldError where it is closed
-        vector = VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
-        self.done_actions.append(int(action) if self.discrete else vector.tolist())
-        self.seen, fingers = None, self.discrete and action >= 6
+        vector = ACTION_VECTORS[int(action)] if self.discrete else np.clip(np.nan_to_num(np.asarray(action, float)), -1, 1)
+        self.action_history.append(int(action) if self.discrete else vector.tolist())
+        self.cached_image, fingers = None, self.discrete and action >= 6
         for _ in range(self.settings.gripper_repeat if fingers else self.settings.action_repeat):
             self.sim_env.step(vector)
         sim.forward()       # what is seen is what is the case now, not one substep ago
 
     def step(self, action):
-        self.advance(action)
-        success, value = self.reached() and self.scored, self.value()
+        self.apply_action(action)
+        success, value = self.is_success() and self.scored, self.shaped_value()
         for name, holds in self.stages().items():
             self.stage[name] |= holds or success
-        self.watched |= bool(self.watch) and self.reached(self.watch)
+        self.monitor_success |= bool(self.monitor_goal) and self.is_success(self.monitor_goal)
         reward = {"progress": value - self.before, "shaped": value, "sparse": float(success)}[self.settings.reward]
         self.before = value
-        truncated = not success and len(self.done_actions) >= self.settings.max_steps
+        truncated = not success and len(self.action_history) >= self.settings.max_steps
         info = {"success": success, "goal": self.goal if self.scored else None, "note": self.note()}
         if success or truncated:
-            reached = {name: float(self.stage.get(name, np.nan)) for name in STAGES}
-            info["episode"] = {"success": success, "goal": self.goal} | reached | (
-                {"watched": self.watched} if self.watch else {})
+            stages = {name: float(self.stage.get(name, np.nan)) for name in STAGES}
+            info["episode"] = {"success": success, "goal": self.goal} | stages | (
+                {"monitor_success": self.monitor_success} if self.monitor_goal else {})
         return self.observe(), float(reward) if self.scored else 0.0, success, truncated, info
 
     def render(self):
@@ -390,34 +390,34 @@ class RobosuiteEnv(gymnasium.Env):
 
     def state(self):
         """From which `restore` makes the same world: an episode is a function of its seed and its actions."""
-        return {"seed": self.seed, "episode": self.episode, "goal": self.goal, "text": self.text,
-                "scored": self.scored, "actions": list(self.done_actions)}
+        return {"seed": self.seed, "episode": self.episode, "goal": self.goal, "text": self.instruction,
+                "scored": self.scored, "actions": list(self.action_history)}
 
     def restore(self, state):
         self.seed, self.episode = int(state["seed"]), int(state["episode"])
-        self.begin(state["goal"], state["text"])
+        self.start_episode(state["goal"], state["text"])
         self.scored = state["scored"]
         for action in state["actions"]:
-            self.advance(action)
+            self.apply_action(action)
             for name, holds in self.stages().items():
                 self.stage[name] |= holds
-        self.before = self.value()
+        self.before = self.shaped_value()
         return self.observe()
 
     # --- what a demonstration records -------------------------------------------------------------------------------
-    def views(self):
+    def observation_dict(self):
         """What is seen now, by robomimic's names: uint8 [H,W,3] `<camera>_image`, upright, none without pictures;
         float32 `robot0_eef_pos` [3], `robot0_eef_quat` [4] (xyzw), `robot0_gripper_qpos` [2]."""
         parts = np.split(self.image(), len(self.settings.cameras), axis=1) if self.pictures else []
-        views = {f"{name}_image": part for name, part in zip(self.settings.cameras, parts, strict=self.pictures)}
+        observation_dict = {f"{name}_image": part for name, part in zip(self.settings.cameras, parts, strict=self.pictures)}
         names = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
-        return views | dict(zip(names, np.split(self.proprio(), [3, 7]), strict=True))
+        return observation_dict | dict(zip(names, np.split(self.proprio(), [3, 7]), strict=True))
 
-    def moment(self):
+    def snapshot(self):
         """What an episode records before an action: `state` float64 [S] (time, qpos, qvel); `obs`, see `views`; and
         `labels`, for each goal of the scene the expert's `actions` and the `places`."""
-        return {"state": self.sim.get_state().flatten(), "obs": self.views(), "labels": {
-            goal: {"actions": np.asarray(expert_action(self, goal)), "places": self.places(goal)}
+        return {"state": self.sim.get_state().flatten(), "obs": self.observation_dict(), "labels": {
+            goal: {"actions": np.asarray(expert_action(self, goal)), "object_xy": self.object_xy(goal)}
             for goal in self.task.goals}}
 
     def set_state(self, state, first=False):
@@ -425,13 +425,13 @@ class RobosuiteEnv(gymnasium.Env):
         stays. From an episode's `first` state on goals are judged. WorldError for another scene's."""
         size = len(self.sim.get_state().flatten())
         if np.shape(state) != (size,):
-            raise WorldError(f"a state of {self.settings.task} with {self.settings.robot} has {size} numbers, "
+            raise EnvError(f"a state of {self.settings.task} with {self.settings.robot} has {size} numbers, "
                                  f"not {np.size(state)}: name the scene that was recorded")
         self.sim.set_state_from_flattened(np.asarray(state, float))
         self.sim.forward()
-        self.seen = None
+        self.cached_image = None
         if first:
-            self.judge_from_here()
+            self.init_progress()
 
     def model_file(self):
         """The scene in MuJoCo's XML."""
@@ -458,28 +458,28 @@ class _Worker(RobosuiteEnv):
         signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the trainer, which finishes and saves
         signal.signal(signal.SIGTERM, signal.SIG_DFL)       # whatever the trainer does about it, a worker just ends
         super().__init__(**settings)
-        self.index, self.once, self.rests = index, False, False
+        self.index, self.single_episode, self.finished = index, False, False
 
     def reset(self, *, seed=None, options=None):
-        self.rests = self.once and options is None      # Gymnasium's own reset, where an episode has ended
-        if self.rests:
-            return self.observe(), self.tell()
-        one, options = {"goals": "goal", "texts": "text", "watch": "watch"}, options or {}
-        self.once = options.get("once", self.once)
+        self.finished = self.single_episode and options is None      # Gymnasium's own reset, where an episode has ended
+        if self.finished:
+            return self.observe(), self.reset_info()
+        one, options = {"goals": "goal", "instructions": "text", "monitor_goals": "monitor_goal"}, options or {}
+        self.single_episode = options.get("single_episode", self.single_episode)
         mine = {one[key]: options[key][self.index] for key in one if options.get(key) is not None}
         return super().reset(seed=seed, options=mine)
 
     def step(self, action):
-        return (self.observe(), 0.0, False, False, self.tell()) if self.rests else super().step(action)
+        return (self.observe(), 0.0, False, False, self.reset_info()) if self.finished else super().step(action)
 
     def restore(self, states):
-        self.once = self.rests = False
+        self.single_episode = self.finished = False
         return super().restore(states[self.index])
 
-    def teach(self, goals):
+    def expert_labels(self, goals):
         """The expert's action and `places` for this world's one of `goals`, as if it had been asked."""
         goal = goals[self.index] or self.goal
-        return expert_action(self, goal), self.places(goal)
+        return expert_action(self, goal), self.object_xy(goal)
 
 
 class _Make:
@@ -492,9 +492,9 @@ class _Make:
     def __call__(self):
         if os.getpid() != self.parent:
             return _Worker(self.index, **self.settings)
-        own = {key: value for key, value in self.settings.items() if key not in ("sentences", "pictures")}
+        own = {key: value for key, value in self.settings.items() if key not in ("instructions", "pictures")}
         stand_in = gymnasium.Env()
-        stand_in.observation_space, stand_in.action_space = Settings(**own).spaces()
+        stand_in.observation_space, stand_in.action_space = RobosuiteConfig(**own).spaces()
         return stand_in
 
 
@@ -507,21 +507,21 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
     or 0 for each of STAGES, NaN for one that the goal has not, and `watched`, whether another goal, named by the option
     `watch`, was reached at some step."""
 
-    def __init__(self, num_envs, sentences=None, pictures=True, **settings):
-        self.settings, self.pictures = Settings(**settings), pictures
-        self.sentences = sentences_by_goal() if sentences is None else sentences
-        prepare(pictures)
-        settings = settings | {"sentences": self.sentences, "pictures": pictures}
+    def __init__(self, num_envs, instructions=None, pictures=True, **settings):
+        self.settings, self.pictures = RobosuiteConfig(**settings), pictures
+        self.instructions = instructions_by_goal() if instructions is None else instructions
+        setup_mujoco_gl(pictures)
+        settings = settings | {"instructions": self.instructions, "pictures": pictures}
         super().__init__([_Make(i, settings) for i in range(num_envs)], shared_memory=False,
                          autoreset_mode=AutoresetMode.SAME_STEP)
         self.goals = self.settings.goals
-        self.words = tuple(f"1 {goal}" for goal in sorted(self.goals))
-        self._now = [self.settings.goals[0]] * num_envs
+        self.goal_vocab = tuple(f"1 {goal}" for goal in sorted(self.goals))
+        self._current_goals = [self.settings.goals[0]] * num_envs
 
     def reset(self, *, seed=None, options=None):
         seed = None if seed is None else [int(s) for s in np.atleast_1d(seed)] if np.ndim(seed) else int(seed)
-        obs, infos = super().reset(seed=seed, options={"once": False} | (options or {}))
-        self._now = list(infos["goal"])
+        obs, infos = super().reset(seed=seed, options={"single_episode": False} | (options or {}))
+        self._current_goals = list(infos["goal"])
         return obs, infos
 
     def step(self, actions):
@@ -529,7 +529,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         if "final_info" in infos:
             infos["episode"] = infos.pop("final_info")["episode"]
             infos["success"] = infos["success"] | terminated        # Gymnasium tells of the next episode's start
-        self._now = list(infos["goal"])
+        self._current_goals = list(infos["goal"])
         return obs, rewards.astype(np.float32), terminated, truncated, infos
 
     def render(self):
@@ -544,7 +544,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         try:
             return function(*args, **kwargs)
         except (EOFError, ConnectionError) as error:
-            raise WorldError("the process of a robot arm has ended, for want of memory perhaps: have fewer at once "
+            raise EnvError("the process of a robot arm has ended, for want of memory perhaps: have fewer at once "
                              "(env.num_envs, --workers); training goes on with train.resume") from error
 
     def close_extras(self, timeout=None, terminate=False):
@@ -554,34 +554,34 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         super().close_extras(timeout, terminate or busy or dead)
 
     # --- what the trainer asks ------------------------------------------------------------------------------------
-    def _teach(self, goals):
-        actions, places = zip(*self.call("teach", list(goals)), strict=True)
-        return np.stack([np.asarray(a, self.single_action_space.dtype) for a in actions]), np.stack(places)
+    def _expert_labels(self, goals):
+        actions, object_xy = zip(*self.call("expert_labels", list(goals)), strict=True)
+        return np.stack([np.asarray(a, self.single_action_space.dtype) for a in actions]), np.stack(object_xy)
 
     def expert_actions(self):
         """What the scripted expert does now [E,...]; it sees the true state."""
-        return self._teach([None] * self.num_envs)[0]
+        return self._expert_labels([None] * self.num_envs)[0]
 
-    def ask_otherwise(self, rng, share):
+    def relabel_goals(self, rng, fraction):
         """As if something else had been asked here and now, of a `share` of the worlds -> what is asked (`goal`, E
         sentences; float32 `words` [E,V]; int `due` [E], all 0; `places` [E,2,2], see RobosuiteEnv.places), and the
         expert's actions for it [E,...]."""
-        other = rng.random(self.num_envs) < share
+        other = rng.random(self.num_envs) < fraction
         goals = [self.settings.goals[rng.integers(len(self.settings.goals))] if change else goal
-                 for goal, change in zip(self._now, other, strict=True)]
-        actions, places = self._teach(goals)
-        return {"goal": tuple(self.say(goal, rng) for goal in goals), "words": self._said(goals),
-                "due": np.zeros(self.num_envs, np.int64), "places": places}, actions
+                 for goal, change in zip(self._current_goals, other, strict=True)]
+        actions, object_xy = self._expert_labels(goals)
+        return {"goal": tuple(self.sample_instruction(goal, rng) for goal in goals), "goal_slots": self._slot_labels(goals),
+                "active_goal": np.zeros(self.num_envs, np.int64), "object_xy": object_xy}, actions
 
-    def things_to_say(self, rng, n):
+    def sample_instructions(self, rng, n):
         """n sentences as this environment asks, and which of its `words` they say, float32 [n,V]."""
         goals = [self.settings.goals[i] for i in rng.integers(len(self.settings.goals), size=n)]
-        return tuple(self.say(goal, rng) for goal in goals), self._said(goals)
+        return tuple(self.sample_instruction(goal, rng) for goal in goals), self._slot_labels(goals)
 
-    say = RobosuiteEnv.say
+    sample_instruction = RobosuiteEnv.sample_instruction
 
-    def _said(self, goals):
-        return np.array([[word == f"1 {goal}" for word in self.words] for goal in goals], np.float32)
+    def _slot_labels(self, goals):
+        return np.array([[slot == f"1 {goal}" for slot in self.goal_vocab] for goal in goals], np.float32)
 
     def noop_actions(self):
         """Staying where it is [E,...]; of the named actions, "open gripper" does."""
@@ -592,18 +592,18 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
             return rng.integers(8, size=self.num_envs)
         return rng.uniform(-1, 1, (self.num_envs, 7)).astype(np.float32)
 
-    def balanced_goals(self, n):
+    def round_robin_goals(self, n):
         """n goals that go round through all that this environment asks for."""
         return [self.settings.goals[i % len(self.settings.goals)] for i in range(n)]
 
     def state(self):
-        return {"worlds": [json.dumps(state) for state in self.call("state")]}
+        return {"envs": [json.dumps(state) for state in self.call("state")]}
 
     def restore(self, state):
         """Back to a `state()`; returns its observation."""
-        states = [json.loads(text) for text in state["worlds"]]
+        states = [json.loads(text) for text in state["envs"]]
         parts = self.call("restore", states)
-        self._now = [one["goal"] for one in states]
+        self._current_goals = [one["goal"] for one in states]
         return {key: np.stack([part[key] for part in parts]) if key != "goal" else tuple(p["goal"] for p in parts)
                 for key in parts[0]}
 
@@ -615,12 +615,12 @@ def describe(action):
     return "move ({:+.2f}, {:+.2f}, {:+.2f}), turn ({:+.2f}, {:+.2f}, {:+.2f}), gripper {:+.1f}".format(*action)
 
 
-def sentences(config):
-    return sentences_by_goal("train", None, tuple(config["env"]["sentences"]))
+def instructions(config):
+    return instructions_by_goal("train", None, tuple(config["env"]["instructions"]))
 
 
-def corpus(config):
-    return corpus_hash(config["env"]["sentences"], SENTENCES)
+def instructions_hash(config):
+    return corpus_hash(config["env"]["instructions"], COMMANDS_FILE)
 
 
 def _settings(config, max_steps=None):
@@ -629,42 +629,42 @@ def _settings(config, max_steps=None):
 
 
 def make_env(config, num_envs):
-    return RobosuiteVectorEnv(num_envs, sentences=sentences(config), **_settings(config))
+    return RobosuiteVectorEnv(num_envs, instructions=instructions(config), **_settings(config))
 
 
-def splits(config):
+def eval_splits(config):
     """What an agent can be measured in; `measure_split` says how."""
     return SPLITS if len(config.env.goals) > 1 else SPLITS[:-1]
 
 
-def measure_split(split, config, policy, episodes, seed, baselines=True):
+def evaluate_split(split, config, policy, episodes, seed, baselines=True):
     """As simulator.particles.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
     than the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
     collapse."""
-    known = sentences_by_goal("train") if split in ("seen", "swap") else sentences_by_goal("held_out", split[-2:])
+    known = instructions_by_goal("train") if split in ("seen", "instruction_swap") else instructions_by_goal("held_out", split[-2:])
     env = make_env(config, config.env.num_envs)
-    goals, rngs = env.balanced_goals(episodes), [np.random.default_rng([seed, i]) for i in range(episodes)]
-    say = lambda goal, rng: known[goal][rng.integers(len(known[goal]))]
-    if split != "swap":
-        texts = [say(goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
-        results = run_all(env, policy, episodes, seed, goals, texts, baselines=baselines)
+    goals, rngs = env.round_robin_goals(episodes), [np.random.default_rng([seed, i]) for i in range(episodes)]
+    sample_instruction = lambda goal, rng: known[goal][rng.integers(len(known[goal]))]
+    if split != "instruction_swap":
+        texts = [sample_instruction(goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
+        results = evaluate_actors(env, policy, episodes, seed, goals, texts, baselines=baselines)
         env.close()
-        return {name: share(result["success"].sum(), episodes) for name, result in results.items()}
+        return {name: success_rate(result["success"].sum(), episodes) for name, result in results.items()}
     others = [[other for other in config.env.goals if other != goal] for goal in goals]
-    spoken = [other[rng.integers(len(other))] for other, rng in zip(others, rngs, strict=True)]
-    told = run_all(env, policy, episodes, seed, goals, baselines=baselines)
-    results = run_all(env, policy, episodes, seed, spoken, watch=goals, baselines=baselines)
+    instructed = [other[rng.integers(len(other))] for other, rng in zip(others, rngs, strict=True)]
+    original = evaluate_actors(env, policy, episodes, seed, goals, baselines=baselines)
+    results = evaluate_actors(env, policy, episodes, seed, instructed, monitor_goal=goals, baselines=baselines)
     env.close()
     figures = {}
     for name, result in results.items():
-        of = {"spoken": result["success"], "true": result["watched"], "true_if_told": told[name]["success"]}
-        figures[name] = {key: share(np.nansum(values), episodes) for key, values in of.items()}
-        figures[name]["gap"] = figures[name]["true_if_told"]["rate"] - figures[name]["true"]["rate"]
+        of = {"instructed": result["success"], "original": result["monitor_success"], "original_if_instructed": original[name]["success"]}
+        figures[name] = {key: success_rate(np.nansum(values), episodes) for key, values in of.items()}
+        figures[name]["gap"] = figures[name]["original_if_instructed"]["rate"] - figures[name]["original"]["rate"]
     return figures
 
 
-def make_world(config, max_steps=None, sentences=None):
-    return RobosuiteEnv(sentences=sentences, **_settings(config, max_steps))
+def make_single(config, max_steps=None, instructions=None):
+    return RobosuiteEnv(instructions=instructions, **_settings(config, max_steps))
 
 
 gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite_env:RobosuiteEnv")

@@ -7,14 +7,14 @@ import numpy as np
 
 CARRY = 0.25        # metres above the target's floor at which a thing is carried
 RELEASE = 0.16      # metres above it below which fingers that have begun to open go on: more than `carry` comes down to
-OPEN, KEEP, CLOSE = -1, 0, 1
+OPEN, NO_CHANGE, CLOSE = -1, 0, 1
 
 
 def expert_action(env, goal):
     """What the expert does for `goal` in a RobosuiteEnv: an index of ACTIONS, or float32 [7]."""
     move, turn, grip = intent(env, goal)
     if env.discrete:
-        if grip != KEEP:
+        if grip != NO_CHANGE:
             return 6 if grip == CLOSE else 7
         axis = int(np.argmax(np.abs(move)))
         return (1, 3, 4)[axis] if move[axis] > 0 else (0, 2, 5)[axis]
@@ -36,13 +36,13 @@ def intent(env, goal):
         return push(env)
     target = env.target(goal)
     if env.grasped() and closed(env) > 0.99:
-        return raise_it(env) if target is None else carry(env, goal, target)
-    if target is not None and env.over(goal) and env.thing()[2] < target[2] + RELEASE:
-        return still(OPEN) if closed(env) > -0.99 else (np.array([0, 0, 1.0]), 0, KEEP)        # it is there: let go
+        return lift_up(env) if target is None else carry(env, goal, target)
+    if target is not None and env.above_target(goal) and env.object_pos()[2] < target[2] + RELEASE:
+        return hold_still(OPEN) if closed(env) > -0.99 else (np.array([0, 0, 1.0]), 0, NO_CHANGE)        # it is there: let go
     return grasp(env)
 
 
-def still(grip):
+def hold_still(grip):
     return np.zeros(3), 0.0, grip
 
 
@@ -57,11 +57,11 @@ def yaw_error(env):
         return 0.0
     site = env.sim_env.robots[0].eef_site_id["right"]
     fingers = env.sim.data.site_xmat[site].reshape(3, 3)[:, 1]
-    if env.task.hold:
-        handle = env.hold() - env.thing()
+    if env.task.grasp_site:
+        handle = env.grasp_pos() - env.object_pos()
         wanted, period = np.arctan2(handle[1], handle[0]) + np.pi / 2, np.pi
     else:
-        body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.thing)].reshape(3, 3)
+        body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.body)].reshape(3, 3)
         wanted, period = np.arctan2(body[1, 0], body[0, 0]), np.pi / 2
         if env.task.goals[0] == "place_can":        # round
             return 0.0
@@ -74,58 +74,58 @@ def wrap(angle, period):
 
 def grasp(env):
     """Above the thing, open, down, close."""
-    away, turn, near = env.hold() - env.hand(), yaw_error(env), tolerance(env)
+    away, turn, near = env.grasp_pos() - env.eef_pos(), yaw_error(env), tolerance(env)
     aside = np.abs(away[:2])
     tall = 0.02 if env.task.goals[0] == "place_can" else 0.008
     if (aside < 1.5 * near).all() and abs(turn) < 0.15 and away[2] > -tall:
-        return still(CLOSE)
+        return hold_still(CLOSE)
     if closed(env) > -0.99:
-        return still(OPEN)
+        return hold_still(OPEN)
     if (aside > near).any() or abs(turn) > 0.1:
         if away[2] > -0.05 and (aside > 3 * near).any():        # low and beside it: first up, or it is pushed about
-            return np.array([0, 0, 1.0]), 0.0, KEEP
-        return np.array([*np.where(aside > near, away[:2], 0), 0 if env.discrete else away[2] + 0.08]), turn, KEEP
-    return np.array([0, 0, away[2]]), turn, KEEP
+            return np.array([0, 0, 1.0]), 0.0, NO_CHANGE
+        return np.array([*np.where(aside > near, away[:2], 0), 0 if env.discrete else away[2] + 0.08]), turn, NO_CHANGE
+    return np.array([0, 0, away[2]]), turn, NO_CHANGE
 
 
-def raise_it(env):
-    return np.array([0, 0, 0.1]), 0.0, KEEP
+def lift_up(env):
+    return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
 
 
 def carry(env, goal, target):
     """Up, over the target, down, let go."""
-    away, nut = target - env.thing(), goal == "place_nut"
+    away, nut = target - env.object_pos(), goal == "place_nut"
     aside, turn = np.abs(away[:2]), nut_turn(env, nut)
     near, low = (0.003, 0.118) if nut else (max(0.03, tolerance(env)), 0.14)
     high = -away[2]         # of the thing above its target
     if (aside > near).any() or abs(turn) > 0.03:
         if high < CARRY - 0.05 and (aside > 0.06).any():
-            return np.array([0, 0, 0.1]), 0.0, KEEP
-        return np.array([*np.where(aside > near / 2, away[:2], 0), 0]), turn, KEEP
+            return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
+        return np.array([*np.where(aside > near / 2, away[:2], 0), 0]), turn, NO_CHANGE
     if high > low + 0.008:
-        return np.array([*(away[:2] * (not env.discrete)), low - high]), turn, KEEP
-    return still(OPEN)
+        return np.array([*(away[:2] * (not env.discrete)), low - high]), turn, NO_CHANGE
+    return hold_still(OPEN)
 
 
 def nut_turn(env, nut):
     """How far the nut is from sitting square to its peg, rad."""
     if not nut or env.discrete:
         return 0.0
-    body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.thing)].reshape(3, 3)
+    body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.body)].reshape(3, 3)
     return -wrap(np.arctan2(body[1, 0], body[0, 0]), np.pi / 2)
 
 
 def push(env):
     """Closed fingers behind the cube, down, forward."""
-    away, near = env.thing() - env.hand(), tolerance(env)
+    away, near = env.object_pos() - env.eef_pos(), tolerance(env)
     if closed(env) < 0.99:
-        return still(CLOSE)
+        return hold_still(CLOSE)
     behind = away[0] - 0.06
     low = away[2] > -0.026
     if low and away[0] > 0 and abs(away[1]) < 2 * near:
-        return np.array([0.1, 0, 0]), 0.0, KEEP
+        return np.array([0.1, 0, 0]), 0.0, NO_CHANGE
     if abs(away[1]) > near or abs(behind) > near:
         if away[2] > -0.06:
-            return np.array([0, 0, 0.1]), 0.0, KEEP
-        return np.array([behind if abs(behind) > near else 0, away[1] if abs(away[1]) > near else 0, 0]), 0.0, KEEP
-    return np.array([0, 0, away[2]]), 0.0, KEEP
+            return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
+        return np.array([behind if abs(behind) > near else 0, away[1] if abs(away[1]) > near else 0, 0]), 0.0, NO_CHANGE
+    return np.array([0, 0, away[2]]), 0.0, NO_CHANGE

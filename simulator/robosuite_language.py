@@ -5,7 +5,7 @@ from functools import cache
 
 from simulator import language
 
-SENTENCES = language.SENTENCES.with_name("robosuite_commands.jsonl")
+COMMANDS_FILE = language.COMMANDS_FILE.with_name("robosuite_commands.jsonl")
 
 TABLE = r"the (table(top)?|surface|bench|ground|desk)"
 LIFT = (rf"lift|\brais|pick\b.*\bup|\bpickup|hoist|elevat|(?<!end )\bup(wards?)?\b|off {TABLE}|from the table|"
@@ -33,7 +33,7 @@ NEAR = (r"\bnear(?!ly)|\bclos(er|est|e to|e by|e side)\b|adjacent(?! bin)|next t
         r"(?<!past the )first row|"
         r"가까[운이]|로봇 쪽|앞쪽|앞 ?칸|앞[줄열]|전열|이편|이쪽|곁|근처|근접|근방|인접|인근|발치|코앞|지척|"
         r"바로 [앞옆]|붙[은어]|안 먼|(네|니|로봇|받침대|베이스|밑동) (옆|앞)(?! (상자|통))")
-OWN = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|where it belongs|"
+DESIGNATED = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|where it belongs|"
        r"제 ?칸|제 이름|지정|제자리|전용|자기 칸|캔 칸|캔 넣는 칸|제집")
 FAR = (r"\bfar|fu?rthe(r|st|rmost)\b|distant|\brear|remote|hindmost|outermost|(in|to|at) the (very )?back\b|"
        r"\bback (comp|sect|part|side|row|cell|slot|corner|pocket)|second row|last comp|away from your|"
@@ -43,20 +43,20 @@ POLE = (r"(pegs?|posts?|poles?|pins?|rods?|stakes?|sticks?|studs?|shafts?|spindl
 PEG = (rf"\b(on|onto|over|around|round|to|down|along|with|through|at|into) (\w+[ -]){{0,4}}{POLE}|^peg\b|thread|"
        r"encircl|sheathe|sleev|impal|skewer|(기둥|말뚝|막대|봉|핀|페그|축|꼬챙이|지주) ?(에(?!서)|으?로|위|까지|쪽)|"
        r"끼[우울워]|꽂|꿰|씌|걸[어기자]")
-BESIDE = "(near|close to|next to|beside)"
+NEXT_TO = "(near|close to|next to|beside)"
 DOWN = r"(put|set) it (back|down)|내려놓|내려놔|떨어뜨"
 # goal: (what a sentence that asks for it says, what it does not say); to place a thing is to pick it up as well
-SAYS = {"lift_cube": ((LIFT,), (PUSH, DOWN)),
+GOAL_PATTERNS = {"lift_cube": ((LIFT,), (PUSH, DOWN)),
         "push_cube": ((PUSH,), (LIFT, r"\bback|\bdown into|뒤로|(로봇|내|네) 쪽으로|이쪽")),
-        "place_can": ((f"{FAR}|{OWN}|{MOVE}",), (NEAR, r"out of the (bin|compartment)|꺼내")),
-        "place_can_near": ((NEAR, f"{PLACE}|{MOVE}|{PUT}"), (FAR, OWN, "away from", rf"{BESIDE} (the|that) (can|tin)",
+        "place_can": ((f"{FAR}|{DESIGNATED}|{MOVE}",), (NEAR, r"out of the (bin|compartment)|꺼내")),
+        "place_can_near": ((NEAR, f"{PLACE}|{MOVE}|{PUT}"), (FAR, DESIGNATED, "away from", rf"{NEXT_TO} (the|that) (can|tin)",
                                                                       r"[캔통] ?(옆|곁|가까이|근처)")),
-        "place_nut": ((PEG,), (rf"(off|from|{BESIDE}) (the|its) [\w ]*{POLE}", r"기둥에서|말뚝에서|기둥 (옆|곁)")),
+        "place_nut": ((PEG,), (rf"(off|from|{NEXT_TO}) (the|its) [\w ]*{POLE}", r"기둥에서|말뚝에서|기둥 (옆|곁)")),
         "lift_nut": ((LIFT,), (PEG, DOWN))}
 THINGS = {"cube": r"\bcube|\bblock\b|\bbrick\b|\bdie\b|큐브|블록|정육면체|주사위",
           "can": r"\b(the|a|that|this) can\b|\btin\b|\bsoda\b|캔|깡통|통조림", "nut": r"\bnut\b|\bwasher\b|너트|암나사"}
 # what no goal is asked for with: what not to do, how things are, other ways and other things
-OTHERWISE = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[마말]|지도 |말고|않은|그만|"
+REJECT_PATTERNS = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[마말]|지도 |말고|않은|그만|"
              r"안 [들미밀넣옮끼돼된]|^(is|are|was|were|did|does|has|have|where|which|who|what (is|are|was)|"
              r"why (?!don't)|how (far|much|many|heavy))\b|"
              r"^(i|you|we|it|they) (already )?(?!need)\w+ed\b|\b(was|were) (in|on|\w+ed)\b|"
@@ -71,34 +71,34 @@ OTHERWISE = (r"\b(don't(?! (you|mind))|do not|not|never|stop|instead)\b|지 ?[�
 
 
 @cache
-def rows(path=SENTENCES):
+def rows(path=COMMANDS_FILE):
     """The rows of a file of sentences for these goals; SentencesError names the line of a bad one."""
-    return language.load_sentences(path, _check_goal)
+    return language.load_instructions(path, _check_goal)
 
 
-def sentences_by_goal(split="train", language=None, more=()):
+def instructions_by_goal(split="train", language=None, more=()):
     """{goal: its sentences} of a split ("train" or "held_out"), in one language ("ko" or "en") or both; of the files
     `more` too."""
-    known = [row for path in (SENTENCES, *more) for row in rows(path)]
+    known = [row for path in (COMMANDS_FILE, *more) for row in rows(path)]
     return {goal: [row["text"] for row in known if row["goal"] == goal and row["split"] == split
-                   and language in (None, row["language"])] for goal in SAYS}
+                   and language in (None, row["language"])] for goal in GOAL_PATTERNS}
 
 
-def understand(text, goals):
+def parse_instruction(text, goals):
     """The one of `goals` that a sentence asks for, or None: a sentence that ships, else by its words."""
-    goal = _by_text().get(_plain(text)) or understand_words(text, goals)
+    goal = _by_text().get(_plain(text)) or parse_by_keywords(text, goals)
     return goal if goal in goals else None
 
 
-def understand_words(text, goals):
+def parse_by_keywords(text, goals):
     """As `understand`, by key words alone; None where none occur, or contradictory ones."""
     text = _plain(text)
-    said = lambda pattern: re.search(pattern, text) is not None
-    if said(OTHERWISE):
+    matches = lambda pattern: re.search(pattern, text) is not None
+    if matches(REJECT_PATTERNS):
         return None
-    things = [thing for thing, pattern in THINGS.items() if said(pattern)]
+    things = [thing for thing, pattern in THINGS.items() if matches(pattern)]
     asked = [goal for goal in goals if all(thing in goal.split("_") for thing in things)
-             and all(map(said, SAYS[goal][0])) and not any(map(said, SAYS[goal][1]))]
+             and all(map(matches, GOAL_PATTERNS[goal][0])) and not any(map(matches, GOAL_PATTERNS[goal][1]))]
     return asked[0] if len(asked) == 1 else None
 
 
@@ -114,5 +114,5 @@ def _plain(text):
 
 
 def _check_goal(goal):
-    if goal not in SAYS:
-        raise ValueError(f"goal must be {' or '.join(SAYS)}, not {goal!r}")
+    if goal not in GOAL_PATTERNS:
+        raise ValueError(f"goal must be {' or '.join(GOAL_PATTERNS)}, not {goal!r}")

@@ -12,34 +12,34 @@ import numpy as np
 import torch
 
 
-def stack(observations):
+def stack_obs(observations):
     """A list of equal observations (arrays, dicts of them, tuples of strings) as one with a leading axis."""
     first = observations[0]
     if isinstance(first, dict):
-        return {key: stack([obs[key] for obs in observations]) for key in first}
+        return {key: stack_obs([obs[key] for obs in observations]) for key in first}
     if isinstance(first, np.ndarray):
         return np.stack(observations)
     return np.array(observations, dtype=object)
 
 
-def join(observations):
+def concat_obs(observations):
     """Observations of several batches as one: leaves [B,...] joined along the first axis."""
     first = observations[0]
     if isinstance(first, dict):
-        return {key: join([obs[key] for obs in observations]) for key in first}
+        return {key: concat_obs([obs[key] for obs in observations]) for key in first}
     return np.concatenate([np.asarray(obs, dtype=None if isinstance(obs, np.ndarray) else object)
                            for obs in observations])
 
 
-def join_states(states):
+def concat_states(states):
     """What the `state()` of several environments gave, one after the other: that of all their worlds."""
     return {key: np.concatenate([state[key] for state in states]) if isinstance(value, np.ndarray) else
             [item for state in states for item in state[key]] for key, value in states[0].items()}
 
 
-def part_of_state(state, worlds):
+def slice_states(state, env_slice):
     """Of `join_states` the `worlds`, a slice."""
-    return {key: value[worlds] for key, value in state.items()}
+    return {key: value[env_slice] for key, value in state.items()}
 
 
 def tree_map(function, obs):
@@ -70,26 +70,26 @@ class Rollout:
 
 
 @torch.no_grad()
-def collect(env, policy, obs, steps, tally=None):
+def collect(env, policy, obs, steps, episode_stats=None):
     """Runs `steps` steps from `obs` and returns (Rollout, next obs).
 
     `tally` (float [2,E]: return and length so far) carries unfinished episodes over from one rollout to the next;
     it is updated in place.
     """
-    tally = np.zeros((2, env.num_envs)) if tally is None else tally
-    seen, columns, episodes = [], {name: [] for name in
+    episode_stats = np.zeros((2, env.num_envs)) if episode_stats is None else episode_stats
+    observations_seen, columns, episodes = [], {name: [] for name in
                                    ("actions", "log_probs", "values", "rewards", "terminated", "truncated")}, []
     final = []       # the last observation of episodes that were cut off
     for _ in range(steps):
         actions, log_probs, values = policy.act(obs)
-        seen.append(obs)
+        observations_seen.append(obs)
         obs, rewards, terminated, truncated, infos = env.step(actions.cpu().numpy())
-        tally += np.stack([rewards, np.ones(env.num_envs)])
+        episode_stats += np.stack([rewards, np.ones(env.num_envs)])
         final += [infos["final_obs"][e] for e in np.flatnonzero(truncated & ~terminated)]
         for e in np.flatnonzero(terminated | truncated):
             extra = {key: value[e] for key, value in infos.get("episode", {}).items() if not key.startswith("_")}
-            episodes.append({"return": tally[0, e], "length": int(tally[1, e])} | extra)
-            tally[:, e] = 0
+            episodes.append({"return": episode_stats[0, e], "length": int(episode_stats[1, e])} | extra)
+            episode_stats[:, e] = 0
         for name, value in (("actions", actions), ("log_probs", log_probs), ("values", values),
                             ("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
             columns[name].append(torch.as_tensor(value).cpu())
@@ -97,7 +97,7 @@ def collect(env, policy, obs, steps, tally=None):
     columns |= {name: columns[name].float() for name in ("log_probs", "values", "rewards")}
     # all that is still to be judged, at once: every rollout of T steps asks the policy T + 1 times, for processes that
     # share a model have to ask it equally often
-    values = policy.act(join([obs, stack(final)]) if final else obs)[2].float().cpu()
+    values = policy.act(concat_obs([obs, stack_obs(final)]) if final else obs)[2].float().cpu()
     next_values = torch.cat([columns["values"][1:], values[None, :env.num_envs]])
     next_values[columns["truncated"] & ~columns["terminated"]] = values[env.num_envs:]
-    return Rollout(stack(seen), next_values=next_values, episodes=episodes, **columns), obs
+    return Rollout(stack_obs(observations_seen), next_values=next_values, episodes=episodes, **columns), obs

@@ -25,18 +25,18 @@ One world, besides Gymnasium's API: `reset(options={"goal": a goal or a sentence
 from importlib import import_module
 
 
-class WorldError(ValueError):
+class EnvError(ValueError):
     """A world that cannot be had as asked for; the message is one line that says what would be right."""
 
 
-MODULES = {"particles": "simulator.particles", "robosuite": "simulator.robosuite_env"}
+REGISTRY = {"particles": "simulator.particles", "robosuite": "simulator.robosuite_env"}
 
 
-def world_of(config):
+def get_env_family(config):
     """The module of a config's world. `config`: as config.load gives it, or `to_dict` of that."""
-    return import_module(MODULES[config.get("env", {}).get("world", "particles")])
+    return import_module(REGISTRY[config.get("env", {}).get("world", "particles")])
 
 
 def make_env(config, num_envs=None):
     """The vectorised world that a config describes, `env.num_envs` wide."""
-    return world_of(config).make_env(config, num_envs or config.env.num_envs)
+    return get_env_family(config).make_env(config, num_envs or config.env.num_envs)

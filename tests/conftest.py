@@ -4,10 +4,10 @@ import torch
 
 import config
 from models.backbone import Backbone
-from models.base_model import random_files, small_files
+from models.base_model import init_model_files, read_config_files
 from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.goal_env import action_space, sentences_by_goal
+from simulator.goal_env import action_space, instructions_by_goal
 
 torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy, more threads are up to 60 times slower
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -15,7 +15,7 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_
 
 def save_model(name, folder, seed=0):
     """A model folder as a hub repository is one: the known configuration `name` with random weights."""
-    files = random_files(name, sorted(text for texts in sentences_by_goal().values() for text in texts))
+    files = init_model_files(name, sorted(text for texts in instructions_by_goal().values() for text in texts))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         Backbone.from_files(files, name).vlm.save_pretrained(folder)
@@ -38,9 +38,9 @@ def make_policy(model_folder):
             torch.manual_seed(0)
             backbone = Backbone.from_pretrained(model_folder, lora=lora)
             if own_base:
-                backbone.name, backbone.files = "vlm_tiny", small_files(model_folder)
+                backbone.name, backbone.config_files = "vlm_tiny", read_config_files(model_folder)
             policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), hidden=hidden,
-                               words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
+                               goal_vocab=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:             # zero at the start, which would hide the dropout before it
                     torch.nn.init.normal_(parameter, std=0.1)

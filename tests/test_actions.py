@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from simulator.action_operator import USED, Action, ActionOperator, ActionStatus, ActionType, PropertyType
+from simulator.action_operator import USED_PARAMS, Action, ActionOperator, ActionStatus, ActionType, PropertyType
 from simulator.core import ParticleSimulator
 from simulator.kernels import MAX_SPEED
 
@@ -165,5 +165,5 @@ def test_the_action_by_name():
     assert action.describe() == "push outwards at (54, 32), strength 2.0, radius 64"
     assert Action(ActionType.SET_PROPERTY, 3, value=2.0, property_type=2).describe() == (
         "set velocity_x of particle 3 to 2.0")
-    assert set(USED) == set(ActionType) and USED[ActionType.NOOP] == USED[ActionType.STEP] == ()
+    assert set(USED_PARAMS) == set(ActionType) and USED_PARAMS[ActionType.NOOP] == USED_PARAMS[ActionType.STEP] == ()
     assert all(Action(kind).describe() for kind in ActionType)

@@ -12,18 +12,18 @@ from models import base_model
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import benchmark  # noqa: E402
 
-PARTS = ("type_logits", "mode_logits", "point", "other", "class_logits", "attention", "due")
+PARTS = ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "attention", "subgoal")
 SMALL = ["vlm_fast", "model.vlm.name:=small", "model.vlm.init:=random", "model.heads.hidden=[32]"]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """A model of real proportions: patches of 14 pixels, a system prompt; adapters with an effect."""
-    monkeypatch.setitem(base_model.KNOWN, "small",
-                        base_model.sizes(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
+    monkeypatch.setitem(base_model.MODEL_CONFIGS, "small",
+                        base_model.qwen2_vl_config(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
 
     def make(*words):
-        _, policy, _, env = benchmark.build([*SMALL, *words], threads=1)
+        _, policy, _, env = benchmark.build_run([*SMALL, *words], threads=1)
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -35,10 +35,10 @@ def check(policy, env, count=5):
     """A batch is what the straightforward implementation makes of its samples, gradients too."""
     obs, _ = env.reset(seed=0)
     actions = torch.from_numpy(env.random_actions(np.random.default_rng(0))[:count]).float()
-    reference, parameters = benchmark.straightforward(policy), [p for p in policy.parameters() if p.requires_grad]
+    reference, parameters = benchmark.baseline_forward(policy), [p for p in policy.parameters() if p.requires_grad]
 
     def gradients(outputs, actions):
-        loss = sum((output.distribution.log_prob(action) + output.value + output.said.sum(-1)).sum()
+        loss = sum((output.distribution.log_prob(action) + output.value + output.slot_logits.sum(-1)).sum()
                    for output, action in zip(outputs, actions, strict=True))
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(
             loss, parameters, allow_unused=True, materialize_grads=True)])
@@ -49,13 +49,13 @@ def check(policy, env, count=5):
     for name in PARTS:
         close(getattr(ours.distribution, name), torch.cat([getattr(one.distribution, name) for one in plain]))
     close(ours.value, torch.cat([one.value for one in plain]))
-    close(ours.said, torch.cat([one.said for one in plain]))
+    close(ours.slot_logits, torch.cat([one.slot_logits for one in plain]))
     a, b = gradients([ours], [actions]), gradients(plain, actions[:, None])
     assert (a - b).norm() < 1e-4 * b.norm()
 
 
 def test_the_benchmark_compares_with_the_same_policy():
-    _, policy, _, env = benchmark.build(["vlm_tiny"])
+    _, policy, _, env = benchmark.build_run(["vlm_tiny"])
     check(policy, env)
 
 
@@ -64,7 +64,7 @@ def test_the_benchmark_compares_with_the_same_policy():
 def test_with_adapters_too_where_prompts_share_their_beginning(small, words):
     policy, env = small(*words)
     backbone = policy.eval().backbone
-    assert backbone._begin(backbone.prompt("heat")[0], 2) is not None
+    assert backbone._prefix_kv_cache(backbone.prompt("heat")[0], 2) is not None
     check(policy.train(), env)
     goals = ["heat", "push everything to the very top, please", "모아줘"]           # without a picture
     one_by_one = torch.cat([policy.read([goal]) for goal in goals])
@@ -75,9 +75,9 @@ def test_with_adapters_too_where_prompts_share_their_beginning(small, words):
 def test_commands(command, small, tmp_path, capsys):
     path = tmp_path / "out.json"
     options = ["--device", "cpu", "--threads", "1", "--repeats", "1", "--json", str(path)]
-    assert benchmark.main([command, *options, "--preset", *SMALL, "rl.ppo_epochs=1"]) == 0
+    assert benchmark.main([command, *options, "--preset", *SMALL, "rl.update_epochs=1"]) == 0
     result = json.loads(path.read_text())
-    assert result["speedup"] > 0 and result["threads"] == 1 and result["words"] == [*SMALL, "rl.ppo_epochs=1"]
+    assert result["speedup"] > 0 and result["threads"] == 1 and result["overrides"] == [*SMALL, "rl.update_epochs=1"]
     assert 0 < result["trainable_parameters"] < result["parameters"] and result["peak_process_mib"] > 0
     assert "speedup" in capsys.readouterr().out
 

@@ -42,11 +42,11 @@ def train_cartpole(seed, total=100_000, envs=8, steps=32):
     env, policy = cartpole(envs), MLPPolicy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
     obs, _ = env.reset(seed=seed)
-    tally = np.zeros((2, envs))
+    episode_stats = np.zeros((2, envs))
     for done in range(0, total, envs * steps):
         left = 1 - done / total
         optimizer.param_groups[0]["lr"] = 1e-3 * left
-        rollout, obs = collect(env, policy, obs, steps, tally)
+        rollout, obs = collect(env, policy, obs, steps, episode_stats)
         advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values, rollout.terminated,
                                           rollout.truncated, gamma=0.98, gae_lambda=0.8)
         flat = torch.as_tensor(rollout.flat_obs())

@@ -56,11 +56,11 @@ def test_round_trip_with_adapters_on_a_random_base(make_policy, tmp_path):
 
 
 def test_plain_data_and_state_come_back(tmp_path):
-    state = {"worlds": {"x": torch.arange(3)}, "step": 4, "texts": ["모아줘"]}
+    state = {"envs": {"x": torch.arange(3)}, "step": 4, "instructions": ["모아줘"]}
     checkpoint.save(tmp_path / "s.pt", {"goal": "왼쪽"}, {"w": torch.ones(2)}, state)
     meta, weights, back = checkpoint.load(tmp_path / "s.pt")
     assert meta == {"goal": "왼쪽"} and torch.equal(weights["w"], torch.ones(2))
-    assert back["step"] == 4 and back["texts"] == ["모아줘"] and torch.equal(back["worlds"]["x"], torch.arange(3))
+    assert back["step"] == 4 and back["instructions"] == ["모아줘"] and torch.equal(back["envs"]["x"], torch.arange(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.pt"]
 
 
@@ -84,14 +84,14 @@ class Bomb:
 
 
 def damage(kind, path, saved):
-    whole = saved.read_bytes()
+    full_tensor = saved.read_bytes()
     match kind:
         case "missing":
             return
         case "folder":
             path.mkdir()
         case "half":
-            path.write_bytes(whole[:len(whole) // 2])
+            path.write_bytes(full_tensor[:len(full_tensor) // 2])
         case "empty":
             path.write_bytes(b"")
         case "random":
@@ -144,8 +144,8 @@ def test_cut_anywhere(cut, saved, tmp_path):
 def test_random_bytes_and_cut_pickles(tmp_path):
     g = torch.Generator().manual_seed(0)
     noise = [torch.randint(256, (n,), dtype=torch.uint8, generator=g).numpy().tobytes() for n in range(1, 100)]
-    whole = pickle.dumps({"format": checkpoint.FORMAT, "meta": "{}", "weights": {"w": [1, 2]}}, protocol=2)
-    for content in noise + [whole[:cut] for cut in range(len(whole))]:
+    full_tensor = pickle.dumps({"format": checkpoint.FORMAT, "meta": "{}", "weights": {"w": [1, 2]}}, protocol=2)
+    for content in noise + [full_tensor[:cut] for cut in range(len(full_tensor))]:
         (tmp_path / "noise.pt").write_bytes(content)
         with pytest.raises(CheckpointError) as error:
             checkpoint.load(tmp_path / "noise.pt")
@@ -161,7 +161,7 @@ def test_format_without_content(tmp_path):
 def test_another_architecture(make_policy, saved, tmp_path):
     """Weights of heads 16 wide under the description of heads 32 wide, and those with one missing."""
     meta, weights, _ = checkpoint.load(saved)
-    checkpoint.save(tmp_path / "other.pt", meta, make_policy(hidden=(16,)).trainable_state())
+    checkpoint.save(tmp_path / "other.pt", meta, make_policy(hidden=(16,)).trainable_state_dict())
     with pytest.raises(CheckpointError, match="another architecture") as error:
         VLMPolicy.from_checkpoint(tmp_path / "other.pt")
     assert one_line(error)
@@ -172,8 +172,8 @@ def test_another_architecture(make_policy, saved, tmp_path):
 
 
 def test_base_model_that_is_gone(policy, tmp_path):
-    architecture = policy.architecture() | {"base": str(tmp_path / "gone"), "files": None}
-    checkpoint.save(tmp_path / "p.pt", {"architecture": architecture}, policy.trainable_state())
+    model_config = policy.model_config() | {"base": str(tmp_path / "gone"), "config_files": None}
+    checkpoint.save(tmp_path / "p.pt", {"architecture": model_config}, policy.trainable_state_dict())
     with pytest.raises(CheckpointError, match="gone"):
         VLMPolicy.from_checkpoint(tmp_path / "p.pt")
 
@@ -302,7 +302,7 @@ def test_evaluate_reports_what_it_writes(saved, capsys, tmp_path):
     import json
     assert evaluate.main(["--model", str(saved), "--episodes", "5", "--json", str(tmp_path / "a.json")]) == 0
     figures = json.loads((tmp_path / "a.json").read_text())
-    assert figures["model"] == str(saved) and figures["policy"]["deterministic"]["n"] == 5
+    assert figures["model"] == str(saved) and figures["policy"]["greedy"]["n"] == 5
     assert "k of n" in capsys.readouterr().out
 
 

@@ -30,8 +30,8 @@ def test_the_defaults_are_the_tables():
 
 @pytest.mark.parametrize('key', SETTINGS)
 def test_every_setting_passes_its_own_rule_and_says_what_it_means(key):
-    default, _, meaning = SETTINGS[key]
-    assert config._check(key, default, '') == default and meaning
+    default, _, canonical = SETTINGS[key]
+    assert config._check(key, default, '') == default and canonical
     # an ADict answers `config.update` with its own method, so no part of a key may be the name of one
     assert not any(hasattr(ADict(), part) for part in key.split('.'))
 
@@ -45,18 +45,18 @@ def test_every_preset_sets_known_keys_to_allowed_values(name):
 
 
 @pytest.mark.parametrize('argv, expected', [
-    ('vlm_full train.lr=3e-4 vlm.ppo_epochs=100 model.vlm.lora_r=32',
-     {'train.lr': 3e-4, 'vlm.ppo_epochs': 100, 'model.vlm.lora_r': 32, 'vlm.bc_epochs': 5}),
-    ('vlm_fast debug', {'vlm.bc_epochs': 0, 'vlm.ppo_epochs': 2, 'env.num_envs': 4}),
+    ('vlm_full train.lr=3e-4 rl.iterations=100 model.vlm.lora_r=32',
+     {'train.lr': 3e-4, 'rl.iterations': 100, 'model.vlm.lora_r': 32, 'bc.epochs': 5}),
+    ('vlm_fast debug', {'bc.epochs': 0, 'rl.iterations': 2, 'env.num_envs': 4}),
     ('vlm_full model.vlm.name:=Qwen/Qwen2-VL-7B-Instruct',
-     {'model.vlm.name': 'Qwen/Qwen2-VL-7B-Instruct', 'vlm.ppo_epochs': 50}),
+     {'model.vlm.name': 'Qwen/Qwen2-VL-7B-Instruct', 'rl.iterations': 50}),
     ('vlm_full vlm_7b', {'model.vlm.name': 'Qwen/Qwen2-VL-7B-Instruct', 'model.vlm.use_lora': True}),
     ('vlm_tiny', {'model.vlm.name': 'vlm_tiny', 'model.vlm.init': 'random', 'model.heads.hidden': [128]}),
-    ('vlm_tiny vlm_long', {'model.vlm.name': 'vlm_tiny', 'vlm.bc_epochs': 10, 'vlm.ppo_epochs': 100}),
+    ('vlm_tiny vlm_long', {'model.vlm.name': 'vlm_tiny', 'bc.epochs': 10, 'rl.iterations': 100}),
     ('vlm_tiny gravity elastic strong_em small_sim',
      {'physics.gravity_y': 0.1, 'physics.restitution': 1.0, 'physics.em_force_strength': 20.0,
       'world.width': 32, 'world.height': 32}),
-    ('train.batch_size=16 debug vlm_full', {'train.batch_size': 16, 'vlm.bc_epochs': 1}),
+    ('train.batch_size=16 debug vlm_full', {'train.batch_size': 16, 'bc.epochs': 1}),
     ('vlm_tiny train.lr=1 train.lr=2', {'train.lr': 2.0}),
     ('vlm_tiny model.vlm.use_lora=true model.heads.hidden=(64,32)',
      {'model.vlm.use_lora': True, 'model.heads.hidden': [64, 32]}),
@@ -127,8 +127,8 @@ def test_debug_composes_with_every_preset():
     (['debug', 'env.goals=[cluster]'], '''"env.goals=['TEXT']"'''),
     (['debug', 'model.heads.hidden=64'], '"model.heads.hidden=[512, 192]"'),
     (['debug', 'model.heads.hidden=[64, 0]'], 'each item a whole number from 1 up'),
-    (['debug', 'train.batch_size=33'], 'batch_size is 33 ... num_envs * vlm.rollout_steps, which is 32'),
-    (['vlm_full', 'vlm.bc_samples=4'], 'vlm.bc_samples'),
+    (['debug', 'train.batch_size=33'], 'batch_size is 33 ... num_envs * rl.rollout_steps, which is 32'),
+    (['vlm_full', 'bc.samples=4'], 'bc.samples'),
     (['debug', 'world.n_particles=60'], 'world.max_particles'),
     (['debug', 'model.vlm.lora_targets=[]'], 'model.vlm.lora_targets'),
 ])
@@ -243,6 +243,6 @@ def test_the_manual_has_a_line_for_everything(capsys, word):
     lines = capsys.readouterr().out.splitlines()
     for name in PRESETS:
         assert sum(line.startswith(f'  {name} ') for line in lines) == 1
-    for key, (default, _, meaning) in SETTINGS.items():
+    for key, (default, _, canonical) in SETTINGS.items():
         line, = (line for line in lines if line.startswith((f'  {key}=', f'  {key}:=')))
-        assert str(default) in line and meaning in line
+        assert str(default) in line and canonical in line

@@ -16,17 +16,17 @@ from gymnasium import spaces
 import dataset
 from dataset import (
     PROPRIO,
-    Demonstrations,
-    DemonstrationsError,
-    collect,
+    DatasetError,
+    DemoDataset,
     read_demonstrations,
+    record_demos,
     replay,
     split_demonstrations,
     write_demonstrations,
 )
 from simulator.rendering import choose_backend
-from simulator.robosuite_env import VECTORS, RobosuiteEnv, RobosuiteVectorEnv
-from simulator.worlds import WorldError
+from simulator.robosuite_env import ACTION_VECTORS, RobosuiteEnv, RobosuiteVectorEnv
+from simulator.worlds import EnvError
 
 h5py = pytest.importorskip("h5py")
 GOALS = ("lift_cube", "push_cube")
@@ -45,12 +45,12 @@ def episode(number, steps=5, goal="lift_cube", discrete=True, size=6):
     images = np.zeros((2, steps, size, size, 3), np.uint8)
     images[...], images[1] = 10 * number + t[:, None, None, None], 200
     labels = {goal: {"actions": np.array([label(goal, number, t) for t in range(steps)]),
-                     "places": np.full((steps, 2, 2), GOALS.index(goal), np.float32)} for goal in GOALS}
+                     "object_xy": np.full((steps, 2, 2), GOALS.index(goal), np.float32)} for goal in GOALS}
     if not discrete:
-        labels = {goal: {"actions": VECTORS[one["actions"]], "places": one["places"]} for goal, one in labels.items()}
+        labels = {goal: {"actions": ACTION_VECTORS[one["actions"]], "object_xy": one["object_xy"]} for goal, one in labels.items()}
     return ({"index": index} if discrete else {}) | {
         "goal": goal, "text": "들어 올려", "seed": number, "success": number % 2 == 0, "model_file": "<mujoco/>",
-        "states": np.arange(steps * 4).reshape(steps, 4) / 7, "actions": VECTORS[index],
+        "states": np.arange(steps * 4).reshape(steps, 4) / 7, "actions": ACTION_VECTORS[index],
         "rewards": np.linspace(0, 1, steps, dtype=np.float32), "dones": t == steps - 1,
         "obs": {"side_image": images[0], "above_image": images[1],
                 "robot0_eef_pos": np.full((steps, 3), number, np.float32),
@@ -77,7 +77,7 @@ def file(tmp_path):
     return tmp_path / "made.hdf5"
 
 
-def say(goal, rng):
+def sample_instruction(goal, rng):
     return f"please {goal}"
 
 
@@ -118,7 +118,7 @@ def test_filter_keys(file):
     assert [one["seed"] for one in read_demonstrations(file, "good")] == [2, 10]
     with h5py.File(file) as raw:
         assert raw["mask/good"][:].tolist() == [b"demo_2", b"demo_10"]
-    assert len(Demonstrations(file, "good")) == 5 + 4
+    assert len(DemoDataset(file, "good")) == 5 + 4
 
 
 def test_split_by_whole_demonstrations(file):
@@ -136,7 +136,7 @@ def test_split_by_whole_demonstrations(file):
     for one, other in zip(before, read_demonstrations(file), strict=True):
         assert_same(one, other)
     for share in (0, 0.01, 0.99, 1, float("nan")):
-        with pytest.raises(DemonstrationsError, match="empty: give one between 0 and 1"):
+        with pytest.raises(DatasetError, match="empty: give one between 0 and 1"):
             split_demonstrations(file, share, seed=0)
 
 
@@ -167,65 +167,65 @@ def test_a_killed_write_leaves_what_was_there(file):
 
 # --- batches ----------------------------------------------------------------------------------------------------
 def test_a_batch_asks_for_what_was_asked(file):
-    demos = Demonstrations(file)
+    demos = DemoDataset(file)
     assert len(demos) == sum(3 + n % 3 for n in range(12)) and demos.episodes[1][:2] == (3, 7)
     assert demos.episodes[1][2] == {"goal": "push_cube", "text": "들어 올려", "seed": 1, "success": False}
-    obs, actions = demos.draw(np.random.default_rng(0), 300, GOALS, say)
+    obs, actions = demos.sample(np.random.default_rng(0), 300, GOALS, sample_instruction)
     assert obs["image"].shape == (300, 6, 12, 3) and obs["image"].dtype == np.uint8
     assert (obs["image"][:, :, 6:] == 200).all()         # side, above: the order of the world's cameras
     assert obs["proprio"].shape == (300, 9) and obs["proprio"].dtype == np.float32
-    assert not obs["due"].any() and actions.dtype.is_floating_point is False
+    assert not obs["active_goal"].any() and actions.dtype.is_floating_point is False
     seen = set()
     for i in range(300):
         number, t = divmod(int(obs["image"][i, 0, 0, 0]), 10)
         goal = GOALS[number % 2]
         assert actions[i] == label(goal, number, t)      # the expert's, not the 3 that was taken
         assert obs["goal"][i] == f"please {goal}"
-        assert obs["words"][i].tolist() == [goal == "lift_cube", goal == "push_cube"]
-        assert (obs["places"][i] == GOALS.index(goal)).all() and obs["proprio"][i, 0] == number
+        assert obs["goal_slots"][i].tolist() == [goal == "lift_cube", goal == "push_cube"]
+        assert (obs["object_xy"][i] == GOALS.index(goal)).all() and obs["proprio"][i, 0] == number
         seen.add((number, t))
     assert len(seen) == len(demos)
-    again, same = demos.draw(np.random.default_rng(0), 300, GOALS, say)
+    again, same = demos.sample(np.random.default_rng(0), 300, GOALS, sample_instruction)
     assert (again["image"] == obs["image"]).all() and (same == actions).all()
 
 
 def test_relabelling_asks_for_another_goal(file):
-    obs, actions = Demonstrations(file).draw(np.random.default_rng(0), 1000, GOALS, say, relabel=0.5)
+    obs, actions = DemoDataset(file).sample(np.random.default_rng(0), 1000, GOALS, sample_instruction, relabel=0.5)
     changed = 0
     for i in range(1000):
         number, t = divmod(int(obs["image"][i, 0, 0, 0]), 10)
         goal = obs["goal"][i].removeprefix("please ")
         changed += goal != GOALS[number % 2]
-        assert actions[i] == label(goal, number, t) and (obs["places"][i] == GOALS.index(goal)).all()
-        assert obs["words"][i].tolist() == [goal == "lift_cube", goal == "push_cube"]
+        assert actions[i] == label(goal, number, t) and (obs["object_xy"][i] == GOALS.index(goal)).all()
+        assert obs["goal_slots"][i].tolist() == [goal == "lift_cube", goal == "push_cube"]
     assert abs(changed - 250) < 60       # half is drawn anew, and half of that comes out the same; 60 is 4.4 deviations
-    obs, _ = Demonstrations(file).draw(np.random.default_rng(0), 50, ("push_cube",), say)
-    assert set(obs["goal"]) == {"please push_cube"} and (obs["words"] == 1).all()
+    obs, _ = DemoDataset(file).sample(np.random.default_rng(0), 50, ("push_cube",), sample_instruction)
+    assert set(obs["goal"]) == {"please push_cube"} and (obs["goal_slots"] == 1).all()
 
 
 def test_both_action_spaces(file, tmp_path):
-    _, named = Demonstrations(file).draw(np.random.default_rng(0), 64, GOALS, say)
-    _, vectors = Demonstrations(file, discrete=False).draw(np.random.default_rng(0), 64, GOALS, say)
-    assert vectors.numpy().dtype == np.float32 and (vectors.numpy() == VECTORS[named]).all()
+    _, named = DemoDataset(file).sample(np.random.default_rng(0), 64, GOALS, sample_instruction)
+    _, vectors = DemoDataset(file, discrete=False).sample(np.random.default_rng(0), 64, GOALS, sample_instruction)
+    assert vectors.numpy().dtype == np.float32 and (vectors.numpy() == ACTION_VECTORS[named]).all()
     write_demonstrations(tmp_path / "vectors.hdf5", [episode(0, discrete=False)], ARGS)
-    with pytest.raises(DemonstrationsError, match="no named actions .* use the continuous action space"):
-        Demonstrations(tmp_path / "vectors.hdf5")
-    assert len(Demonstrations(tmp_path / "vectors.hdf5", discrete=False)) == 5
+    with pytest.raises(DatasetError, match="no named actions .* use the continuous action space"):
+        DemoDataset(tmp_path / "vectors.hdf5")
+    assert len(DemoDataset(tmp_path / "vectors.hdf5", discrete=False)) == 5
 
 
 def test_several_files_and_folders(file, tmp_path):
     write_demonstrations(tmp_path / "a.hdf5", [episode(20)], ARGS)
-    both = Demonstrations(tmp_path)
+    both = DemoDataset(tmp_path)
     assert [attributes["seed"] for _, _, attributes in both.episodes] == [20, *range(12)]
-    assert len(both) == len(Demonstrations([tmp_path / "a.hdf5", file]))
-    assert both.cameras == ("side", "above") and Demonstrations(file, cameras=["above"]).cameras == ("above",)
+    assert len(both) == len(DemoDataset([tmp_path / "a.hdf5", file]))
+    assert both.cameras == ("side", "above") and DemoDataset(file, cameras=["above"]).cameras == ("above",)
     write_demonstrations(tmp_path / "b.hdf5", [episode(0, size=8)], ARGS)
-    with pytest.raises(DemonstrationsError, match="another shape than the first"):
-        Demonstrations(tmp_path)
+    with pytest.raises(DatasetError, match="another shape than the first"):
+        DemoDataset(tmp_path)
 
 
 @pytest.fixture
-def foreign(tmp_path):
+def other_language_only(tmp_path):
     """As robomimic writes them: float64, next_obs, none of our extras."""
     with h5py.File(tmp_path / "image.hdf5", "w") as file:
         data = file.create_group("data")
@@ -243,52 +243,52 @@ def foreign(tmp_path):
     return tmp_path / "image.hdf5"
 
 
-def test_robomimics_own_files(foreign):
-    demos = Demonstrations(foreign, "train", discrete=False)
-    obs, actions = demos.draw(np.random.default_rng(0), 20, ("place_can", "place_can_near"), say, relabel=1)
-    assert set(obs["goal"]) == {"please place_can"} and obs["words"].tolist() == [[1, 0]] * 20
+def test_robomimics_own_files(other_language_only):
+    demos = DemoDataset(other_language_only, "train", discrete=False)
+    obs, actions = demos.sample(np.random.default_rng(0), 20, ("place_can", "place_can_near"), sample_instruction, relabel=1)
+    assert set(obs["goal"]) == {"please place_can"} and obs["goal_slots"].tolist() == [[1, 0]] * 20
     given = np.linspace(-1, 1, 28).reshape(4, 7).astype(np.float32)
     assert all(any((row == one).all() for one in given) for row in actions.numpy())
-    assert np.isnan(obs["places"]).all() and obs["proprio"].dtype == np.float32
-    with pytest.raises(DemonstrationsError, match="no named actions"):
-        Demonstrations(foreign)
-    with pytest.raises(DemonstrationsError, match="no demonstrations of lift_nut but of place_can"):
-        demos.draw(np.random.default_rng(0), 1, ("lift_nut",), say)
-    with h5py.File(foreign, "r+") as file:
+    assert np.isnan(obs["object_xy"]).all() and obs["proprio"].dtype == np.float32
+    with pytest.raises(DatasetError, match="no named actions"):
+        DemoDataset(other_language_only)
+    with pytest.raises(DatasetError, match="no demonstrations of lift_nut but of place_can"):
+        demos.sample(np.random.default_rng(0), 1, ("lift_nut",), sample_instruction)
+    with h5py.File(other_language_only, "r+") as file:
         del file["data/demo_0/obs/agentview_image"]
-    with pytest.raises(DemonstrationsError, match="no pictures: render them with dataset.replay"):
-        Demonstrations(foreign, discrete=False)
+    with pytest.raises(DatasetError, match="no pictures: render them with dataset.replay"):
+        DemoDataset(other_language_only, discrete=False)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
 def one_line(call, *parts):
-    with pytest.raises(DemonstrationsError) as error:
+    with pytest.raises(DatasetError) as error:
         call()
     message = str(error.value)
     assert "\n" not in message and all(part in message for part in parts), message
 
 
 def test_errors_of_files(file, tmp_path):
-    one_line(lambda: Demonstrations(tmp_path / "none.hdf5"), "no demonstrations at", "collect_demonstrations.py")
+    one_line(lambda: DemoDataset(tmp_path / "none.hdf5"), "no demonstrations at", "collect_demonstrations.py")
     (tmp_path / "empty").mkdir()
-    one_line(lambda: Demonstrations(tmp_path / "empty"), "no .hdf5 file in")
+    one_line(lambda: DemoDataset(tmp_path / "empty"), "no .hdf5 file in")
     (tmp_path / "text.hdf5").write_text("hello")
-    one_line(lambda: Demonstrations(tmp_path / "text.hdf5"), "not an HDF5 file")
+    one_line(lambda: DemoDataset(tmp_path / "text.hdf5"), "not an HDF5 file")
     (tmp_path / "cut.hdf5").write_bytes(file.read_bytes()[:-3000])
-    one_line(lambda: Demonstrations(tmp_path / "cut.hdf5"), "damaged")
+    one_line(lambda: DemoDataset(tmp_path / "cut.hdf5"), "damaged")
     h5py.File(tmp_path / "bare.hdf5", "w").close()
-    one_line(lambda: Demonstrations(tmp_path / "bare.hdf5"), "a group `data` with demo_0")
-    one_line(lambda: Demonstrations(file, "god"), "no filter key 'god'", "choose from good")
+    one_line(lambda: DemoDataset(tmp_path / "bare.hdf5"), "a group `data` with demo_0")
+    one_line(lambda: DemoDataset(file, "god"), "no filter key 'god'", "choose from good")
     with h5py.File(file, "r+") as raw:
         raw["mask/lost"] = np.array([b"demo_99"])
         raw["data"].attrs["env_args"] = "{"
-    one_line(lambda: Demonstrations(file), "env_args is not the JSON of a dict")
+    one_line(lambda: DemoDataset(file), "env_args is not the JSON of a dict")
     with h5py.File(file, "r+") as raw:
         raw["data"].attrs["env_args"] = "{}"
         del raw["data/demo_0"].attrs["goal"]
-    one_line(lambda: Demonstrations(file, "lost"), "must name demonstrations of this file")
-    one_line(lambda: Demonstrations(file), "does not say what it shows", "attribute `goal`")
-    one_line(lambda: Demonstrations(file, "good", cameras=["bird"]), "no pictures of 'bird'", "side")
+    one_line(lambda: DemoDataset(file, "lost"), "must name demonstrations of this file")
+    one_line(lambda: DemoDataset(file), "does not say what it shows", "attribute `goal`")
+    one_line(lambda: DemoDataset(file, "good", cameras=["bird"]), "no pictures of 'bird'", "side")
 
 
 @pytest.mark.parametrize("key, value, part", [
@@ -327,7 +327,7 @@ def test_errors_of_writing(tmp_path):
 
 def test_without_h5py(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    one_line(lambda: Demonstrations(file), "pip install 'flexibleworld[robosuite]'")
+    one_line(lambda: DemoDataset(file), "pip install 'flexibleworld[robosuite]'")
 
 
 # --- with the simulator -----------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def env():
     pytest.importorskip("robosuite")
     try:
         choose_backend()
-    except WorldError as error:
+    except EnvError as error:
         pytest.skip(str(error))
     env = RobosuiteVectorEnv(2, task="Lift", goals=GOALS, action_repeat=5, max_steps=7, resolution=48,
                              cameras=("robot0_eye_in_hand", "agentview"))
@@ -347,7 +347,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def collected(env):
-    return list(collect(env, 4, seed=5, perturb=0.4))
+    return list(record_demos(env, 4, seed=5, action_noise=0.4))
 
 
 @pytest.fixture(scope="module")
@@ -367,33 +367,33 @@ def test_what_is_collected(collected):
         assert one["success"] or steps == 7             # failed ones are kept, and were cut off
         assert one["states"].shape == (steps, 32) and one["obs"]["agentview_image"].shape == (steps, 48, 48, 3)
         assert one["labels"].keys() == set(GOALS) and one["text"] and one["goal"] in GOALS
-        assert (one["actions"] == VECTORS[one["index"]]).all()
+        assert (one["actions"] == ACTION_VECTORS[one["index"]]).all()
         assert len(np.unique(one["states"], axis=0)) == steps
         own.append(one["index"] == one["labels"][one["goal"]]["actions"])
     assert 0.3 < np.concatenate(own).mean() < 0.95       # expected: 0.65 of 28 steps are the expert's
 
 
 def test_what_is_collected_is_a_function_of_the_seed(env, collected):
-    fewer = list(collect(env, 2, seed=5, perturb=0.4))
+    fewer = list(record_demos(env, 2, seed=5, action_noise=0.4))
     firsts = {one["seed"]: one for one in collected if one["episode"] == 0}
     for one in fewer:
         assert_same(one, firsts[one["seed"]])
-    other = next(collect(env, 1, seed=6, perturb=0.4))
+    other = next(record_demos(env, 1, seed=6, action_noise=0.4))
     assert not np.array_equal(other["states"][0], fewer[0]["states"][0])
 
 
 def test_a_policy_may_act_and_the_expert_labels(env):
     heard = []
     act = lambda obs: np.full(len(obs["image"]), 4)
-    one, = collect(env, 1, seed=0, perturb=1.0, act=act, share=1.0, progress=lambda *told: heard.append(told))
+    one, = record_demos(env, 1, seed=0, action_noise=1.0, act=act, policy_fraction=1.0, progress=lambda *mean_episode_stats: heard.append(mean_episode_stats))
     assert (one["index"] == 4).all() and not (one["labels"]["lift_cube"]["actions"] == 4).all()
     assert heard == [(1, int(one["success"]))]
 
 
 def test_hopeless_collecting_ends(env, monkeypatch):
-    monkeypatch.setattr("dataset.HOPELESS", 2)
+    monkeypatch.setattr("dataset.MAX_FAILURES", 2)
     act = lambda obs: np.full(len(obs["image"]), 4)
-    one_line(lambda: list(collect(env, 1, 0, 0.0, act=act, share=1.0, only_success=True)), "failed", "more steps")
+    one_line(lambda: list(record_demos(env, 1, 0, 0.0, act=act, policy_fraction=1.0, only_success=True)), "failed", "more steps")
 
 
 def test_states_replay_to_the_same_observations(env, recorded):
@@ -402,9 +402,9 @@ def test_states_replay_to_the_same_observations(env, recorded):
             continue
         for t, state in enumerate(one["states"]):
             env.call("set_state", state, t == 0)
-            for views in env.call("views"):
-                assert views.keys() == one["obs"].keys()
-                for key, value in views.items():
+            for observation_dict in env.call("observation_dict"):
+                assert observation_dict.keys() == one["obs"].keys()
+                for key, value in observation_dict.items():
                     if key.endswith("_image"):
                         np.testing.assert_array_equal(value, one["obs"][key][t])
                     else:
@@ -427,35 +427,35 @@ def test_mujoco_alone_finds_the_hand_where_it_was(recorded):
 
 
 def test_the_arms_batches_are_the_files(env, recorded):
-    demos = Demonstrations(recorded)
-    obs, actions = demos.draw(np.random.default_rng(0), 16, GOALS, env.say, relabel=0.5)
+    demos = DemoDataset(recorded)
+    obs, actions = demos.sample(np.random.default_rng(0), 16, GOALS, env.sample_instruction, relabel=0.5)
     assert obs["image"].shape[1:] == env.single_observation_space["image"].shape
-    asked, _ = env.ask_otherwise(np.random.default_rng(0), 0.5)
+    asked, _ = env.relabel_goals(np.random.default_rng(0), 0.5)
     assert asked.keys() | {"image", "proprio"} == obs.keys()
-    for key in ("words", "due", "places"):
+    for key in ("goal_slots", "active_goal", "object_xy"):
         assert obs[key].dtype == asked[key].dtype and obs[key].shape[1:] == asked[key].shape[1:], key
     assert env.single_action_space.contains(actions[0].item())
 
 
 def test_a_world_that_does_not_fit_is_refused_before_training(env, recorded, monkeypatch):
-    demos, space = Demonstrations(recorded), env.single_observation_space
-    demos.check(env)
+    demos, space = DemoDataset(recorded), env.single_observation_space
+    demos.validate(env)
     monkeypatch.setattr(env, "goals", ("place_can",))
-    one_line(lambda: demos.check(env), "no demonstrations of place_can but of lift_cube, push_cube")
+    one_line(lambda: demos.validate(env), "no demonstrations of place_can but of lift_cube, push_cube")
     monkeypatch.undo()
     monkeypatch.setattr(env, "settings", replace(env.settings, action_repeat=7))
-    one_line(lambda: demos.check(env), "recorded with robosuite.action_repeat=5, and here it is 7")
+    one_line(lambda: demos.validate(env), "recorded with robosuite.action_repeat=5, and here it is 7")
     monkeypatch.undo()
     monkeypatch.setattr(dataset, "env_args_of", lambda path: {"env_name": "Lift"})   # as robomimic writes
-    others = Demonstrations(recorded, cameras=env.settings.cameras)
-    one_line(lambda: others.check(env), "action_repeat=1, and here it is 5")
+    others = DemoDataset(recorded, cameras=env.settings.cameras)
+    one_line(lambda: others.validate(env), "action_repeat=1, and here it is 5")
     monkeypatch.undo()
     monkeypatch.setattr(env, "single_observation_space", spaces.Dict(
         dict(space.spaces) | {"image": spaces.Box(0, 255, (8, 8, 3), np.uint8)}))
-    one_line(lambda: demos.check(env), "of this world [8, 8, 3]")
+    one_line(lambda: demos.validate(env), "of this world [8, 8, 3]")
     monkeypatch.setattr(env, "single_observation_space", spaces.Dict(dict(space.spaces) | {"proprio": space["image"]}))
     monkeypatch.setitem(demos._data[0], "proprio", None)
-    one_line(lambda: demos.check(env), "give robosuite.proprioception=False")
+    one_line(lambda: demos.validate(env), "give robosuite.proprioception=False")
 
 
 def test_replay(env, recorded):
@@ -464,7 +464,7 @@ def test_replay(env, recorded):
     again = replay(world, one)
     for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"):
         np.testing.assert_allclose(again["obs"][key], one["obs"][key], atol=1e-6)
-    with pytest.raises(WorldError, match="a state of Lift with Panda has 32 numbers, not 5"):
+    with pytest.raises(EnvError, match="a state of Lift with Panda has 32 numbers, not 5"):
         world.set_state(np.zeros(5))
     world.close()
 
@@ -478,21 +478,21 @@ def test_the_script(env, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
     script = importlib.import_module("collect_demonstrations")
     path = tmp_path / "out" / "lift.hdf5"
-    words = ["robosuite_lift", "env.max_steps=4", "--episodes", "2", "--output", str(path), "--valid", "0.5"]
+    words = ["robosuite_lift", "env.max_steps=4", "--episodes", "2", "--output", str(path), "--val-fraction", "0.5"]
     assert script.main([*words, "--workers", "2", "--seed", "1"]) == 0
     printed = capsys.readouterr()
     assert " of 2 episodes successful" in printed.out and "episodes/s" in printed.out and "2/2" in printed.err
-    assert len(Demonstrations(path, "valid").episodes) == len(Demonstrations(path, "train").episodes) == 1
+    assert len(DemoDataset(path, "valid").episodes) == len(DemoDataset(path, "train").episodes) == 1
     seen, some = path.read_bytes(), list(read_demonstrations(path))
-    for stop, code, words_of in ((KeyboardInterrupt(), 130, "stopped"), (WorldError("an arm has ended"), 2, "ended; ")):
-        monkeypatch.setattr(dataset, "collect", lambda *_, stop=stop, **__: stopping(some[:1], stop))
+    for stop, code, goal_slots in ((KeyboardInterrupt(), 130, "stopped"), (EnvError("an arm has ended"), 2, "ended; ")):
+        monkeypatch.setattr(dataset, "record_demos", lambda *_, stop=stop, **__: stopping(some[:1], stop))
         assert script.main([*words[:-2], "--workers", "1"]) == code
-        assert words_of in capsys.readouterr().err and len(Demonstrations(path).episodes) == 1
+        assert goal_slots in capsys.readouterr().err and len(DemoDataset(path).episodes) == 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
     kept = path.read_bytes()
     assert script.main([*words[:-2], "--workers", "1"]) == 2 and path.read_bytes() == kept != seen
     assert "No space left" in capsys.readouterr().err and [path] == list(path.parent.iterdir())
-    assert script.main(["robosuite_lift", "--output", str(path), "--episodes", "3", "--valid", "0.1"]) == 2
+    assert script.main(["robosuite_lift", "--output", str(path), "--episodes", "3", "--val-fraction", "0.1"]) == 2
     assert "leaves none to hold back" in capsys.readouterr().err
     assert script.main(["vlm_tinny", "--output", str(path)]) == 2
     assert script.main(["vlm_tiny", "--output", str(path)]) == 2           # its world needs no file

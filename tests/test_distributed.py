@@ -20,7 +20,7 @@ from simulator.rollout import Rollout, collect, join
 from simulator.worlds import make_env
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ["vlm_tiny", "device:=cpu", "env.num_envs=4", "vlm.rollout_steps=8", "train.batch_size=32", "rl.ppo_epochs=2",
+WORDS = ["vlm_tiny", "device:=cpu", "env.num_envs=4", "rl.rollout_steps=8", "train.batch_size=32", "rl.update_epochs=2",
          "rl.target_kl=1000"]
 PROGRAM = "import sys; sys.path[:0] = ['tests', '.']; import test_distributed as t; t.in_each_process(*sys.argv[1:])"
 
@@ -41,9 +41,9 @@ def learner_of(words):
 
 def two_updates(learner, rollout, config):
     """Two epochs over the whole rollout as one batch -> (metrics, weights)."""
-    learner.learning_rates({"backbone": 1e-3, "action": 1e-3, "value": 1e-3})
+    learner.set_learning_rates({"backbone": 1e-3, "action": 1e-3, "value": 1e-3})
     row = train_vlm.update_ppo(learner, rollout, config, torch.Generator().manual_seed(0))
-    return row, learner.policy.trainable_state()
+    return row, learner.policy.trainable_state_dict()
 
 
 def distance(one, other):
@@ -75,13 +75,13 @@ def in_each_process(out, kind, *words):
     rank = learner.accelerator.process_index
     torch.manual_seed(rank)
     obs, _ = env.reset(seed=100 + 2 * rank + np.arange(2))
-    rollout, _ = collect(env, learner.actor, obs, config.vlm.rollout_steps)
+    rollout, _ = collect(env, learner.actor, obs, config.rl.rollout_steps)
     rollouts = train_vlm.gather_object([rollout])
     row, weights = two_updates(learner, rollout, config)
     state = learner.state()
     learner.restore(state)                          # what a resumed run does
-    learner.policy.load_weights(weights)
-    for name, again in learner.policy.trainable_state().items():
+    learner.policy.load_trainable_state_dict(weights)
+    for name, again in learner.policy.trainable_state_dict().items():
         assert torch.equal(again, weights[name]), name
     for key, values in learner.state()["state"].items():
         for name, value in values.items():
@@ -105,23 +105,23 @@ def test_two_processes_make_the_updates_of_one(tmp_path, kind, words):
         "actions", "log_probs", "values", "next_values", "rewards", "terminated", "truncated")}
     obs = {key: np.concatenate([one.obs[key], other.obs[key]], 1) for key in one.obs}
     config, _, learner = learner_of([*WORDS, *words])
-    before = learner.policy.trainable_state()
+    before = learner.policy.trainable_state_dict()
     wanted_row, wanted = two_updates(learner, Rollout(obs, **columns), config)
     moved = distance(wanted, before)
     apart = distance(weights, wanted)
     assert moved > 1e-3 and apart < 1e-5, (moved, apart)
-    assert row["train/updates"] == wanted_row["train/updates"] == 2
+    assert row["train/num_updates"] == wanted_row["train/num_updates"] == 2
     for name, value in wanted_row.items():
         assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 def test_a_batch_in_parts_is_the_batch():
-    """train.accumulate saves memory and changes nothing."""
+    """train.grad_accum_steps saves memory and changes nothing."""
     results = []
     for parts in (1, 4):
-        config, env, learner = learner_of([*WORDS, f"train.accumulate={parts}"])
+        config, env, learner = learner_of([*WORDS, f"train.grad_accum_steps={parts}"])
         torch.manual_seed(0)
-        rollout, _ = collect(env, learner.actor, env.reset(seed=0)[0], config.vlm.rollout_steps)
+        rollout, _ = collect(env, learner.actor, env.reset(seed=0)[0], config.rl.rollout_steps)
         results.append(two_updates(learner, rollout, config))
     (row, one), (wanted, whole) = results
     assert distance(one, whole) < 1e-5
@@ -136,17 +136,17 @@ def test_a_run_of_two_processes_is_resumed_by_one_and_by_two(tmp_path):
     assert checkpoint.load(tmp_path / "vlm_best.pt")[0]["processes"] == 2 and out.count("k of n") == 1
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert '"rollout/episodes": 4' in lines[-2] or '"rollout/episodes": 4' in lines[-1]       # of all four worlds
-    assert len(checkpoint.load(tmp_path / "vlm_state.pt")[2]["worlds"]["goals"]) == 4
-    assert train_vlm.main([f"train.resume={tmp_path / 'vlm_state.pt'}", "vlm.ppo_epochs=3"]) == 0
-    process = launch("train_vlm.py", f"train.resume:={tmp_path / 'vlm_state.pt'}", "vlm.ppo_epochs=4")
-    assert process.wait(300) == 0, process.stdout.read()
+    assert len(checkpoint.load(tmp_path / "vlm_state.pt")[2]["envs"]["goals"]) == 4
+    assert train_vlm.main([f"train.resume={tmp_path / 'vlm_state.pt'}", "rl.iterations=3"]) == 0
+    process = launch("train_vlm.py", f"train.resume:={tmp_path / 'vlm_state.pt'}", "rl.iterations=4")
+    assert process.wait(300) == 0, process.stdout.parse_goal()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(lines) + 2
 
 
 def test_one_dies_and_the_other_ends_with_a_clear_error(tmp_path):
     import psutil
-    process = launch("train_vlm.py", "vlm_tiny", "device:=cpu", "vlm.ppo_epochs=500", "vlm.reading_samples=0",
-                     "vlm.bc_epochs=0", "eval.every=0", "train.save_every=1", f"train.output_dir:={tmp_path}")
+    process = launch("train_vlm.py", "vlm_tiny", "device:=cpu", "rl.iterations=500", "parser.samples=0",
+                     "bc.epochs=0", "eval.every=0", "train.save_every=1", f"train.output_dir:={tmp_path}")
     for _ in range(1200):
         if (tmp_path / "vlm_state.pt").exists():
             break

@@ -9,9 +9,9 @@ from gymnasium.vector import AutoresetMode
 
 from simulator.action_operator import ActionStatus
 from simulator.evaluation import run_episodes
-from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, sentences_by_goal
+from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, instructions_by_goal
 from simulator.goals import GoalError
-from simulator.reader import read_goal
+from simulator.reader import instruction_to_goal
 
 NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
 
@@ -83,7 +83,7 @@ def test_time_limit_truncates_and_the_next_episode_begins_in_the_same_step():
     goals, texts = ["push(direction=left)", "cluster()"], ["go left", "gather"]
     short, long = ParticleVectorEnv(2, max_steps=3), ParticleVectorEnv(2, max_steps=99)
     for env in (short, long):
-        env.reset(seed=5, options={"goals": goals, "texts": texts})
+        env.reset(seed=5, options={"goals": goals, "instructions": texts})
     for t in range(1, 4):
         obs, _, terminated, truncated, infos = short.step(np.tile(NOOP, (2, 1)))
         shown, _, _, never, _ = long.step(np.tile(NOOP, (2, 1)))
@@ -143,9 +143,9 @@ def test_same_seed_same_trajectory_and_another_another():
 
 @pytest.mark.parametrize("others", [[7], [9, 7], [1, 2, 7, 3, 4, 5, 6, 8]])
 def test_a_world_depends_on_neither_its_place_nor_the_others(others):
-    alone = trajectories([7])[7]
-    assert any(row[4] or row[3] for row in alone[1:])            # goes through an autoreset
-    assert trajectories(others)[7] == alone
+    run_local = trajectories([7])[7]
+    assert any(row[4] or row[3] for row in run_local[1:])            # goes through an autoreset
+    assert trajectories(others)[7] == run_local
 
 
 def test_seed_as_a_number_counts_up():
@@ -192,12 +192,12 @@ def test_state_goes_on_bit_for_bit():
 # --- what is asked ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_the_sentence_belongs_to_the_goal_that_is_scored(split):
-    env = ParticleVectorEnv(32, max_steps=2, sentences=sentences_by_goal(split))
+    env = ParticleVectorEnv(32, max_steps=2, instructions=instructions_by_goal(split))
     obs, _ = env.reset(seed=0)
     asked = set()
     for _ in range(12):
         for text, goal in zip(obs["goal"], env.worlds.goals, strict=True):
-            assert read_goal(text) in (None, str(goal))
+            assert instruction_to_goal(text) in (None, str(goal))
         asked |= set(obs["goal"])
         goals = [str(goal) for goal in env.worlds.goals]
         obs, _, _, truncated, infos = env.step(np.tile(NOOP, (32, 1)))
@@ -210,7 +210,7 @@ def test_only_the_goals_asked_for():
     env = ParticleVectorEnv(16, goals=["heat()", "push(direction=up)"], max_steps=1)
     obs, seen = env.reset(seed=0)[0], set()
     for _ in range(3):
-        seen |= {read_goal(text) for text in obs["goal"]}
+        seen |= {instruction_to_goal(text) for text in obs["goal"]}
         obs = env.step(env.noop_actions())[0]
     assert seen - {None} == {"heat()", "push(direction=up)"}
 
@@ -219,11 +219,11 @@ def test_asking_otherwise_leaves_the_world_as_it_was():
     env = ParticleVectorEnv(64)
     env.reset(seed=0)
     goals, texts, expert = list(env.worlds.goals), list(env.worlds.texts), env.expert_actions()
-    asked, actions = env.ask_otherwise(np.random.default_rng(0), 0.5)
+    asked, actions = env.relabel_goals(np.random.default_rng(0), 0.5)
     asked = asked["goal"]
     assert env.worlds.goals == goals and env.worlds.texts == texts
     assert actions.shape == (64, 7) and len(asked) == 64
-    kept = np.array([text in sentences_by_goal()[str(goal)] for text, goal in zip(asked, goals, strict=True)])
+    kept = np.array([text in instructions_by_goal()[str(goal)] for text, goal in zip(asked, goals, strict=True)])
     assert 24 <= kept.sum() <= 48                      # half are kept, and 1 of 16 of the others draws the same goal
     np.testing.assert_array_equal(actions[kept], expert[kept])
     assert (actions[~kept] != expert[~kept]).any(1).mean() > 0.9
@@ -236,14 +236,14 @@ def test_small_api(wish, goal):
     env = GoalConditionedEnv(goal=wish, max_steps=2)
     obs = env.reset(seed=0)
     assert env.observation_space.contains(obs)
-    assert obs["goal"] == wish or obs["goal"] in sentences_by_goal()[goal]
+    assert obs["goal"] == wish or obs["goal"] in instructions_by_goal()[goal]
     obs, reward, done, info = env.step(NOOP)
     assert isinstance(reward, float) and done is False and not info["success"] and not info["truncated"]
     assert info["goal"] == goal and info["action_status"] == "OK"
     _, _, done, info = env.step(NOOP)
     assert done is True and info["truncated"] and not info["success"]
     assert env.render().shape == (64, 64, 3) and env.render(scale=4).shape == (256, 256, 3)
-    assert env.reset(seed=1, goal="cool()")["goal"] in sentences_by_goal()["cool()"]
+    assert env.reset(seed=1, goal="cool()")["goal"] in instructions_by_goal()["cool()"]
     again = GoalConditionedEnv(goal=wish).reset(seed=0)
     np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=wish).reset(seed=0)["image"])
 
@@ -303,7 +303,7 @@ def test_actions_of_a_wrong_shape_are_refused():
 # --- the scripted policies --------------------------------------------------------------------------------------
 def test_the_task_can_be_done_and_not_by_doing_nothing():
     env = ParticleVectorEnv(32)
-    seeds, goals = 1000 + np.arange(64), env.balanced_goals(64)
+    seeds, goals = 1000 + np.arange(64), env.round_robin_goals(64)
     expert = run_episodes(env, lambda obs, worlds: env.expert_actions()[worlds], seeds, goals)
     nothing = run_episodes(env, lambda obs, worlds: env.noop_actions()[worlds], seeds, goals)
     assert expert["success"].sum() >= 61                          # 95 % of 64
@@ -320,7 +320,7 @@ def test_the_expert_can_be_imitated():
         actions[:, 2:4] = np.clip(actions[:, 2:4] + rng.normal(0, 6, (len(worlds), 2)), 0, 64)
         return actions
 
-    result = run_episodes(env, imprecise, 1000 + np.arange(128), env.balanced_goals(128))
+    result = run_episodes(env, imprecise, 1000 + np.arange(128), env.round_robin_goals(128))
     assert result["success"].sum() >= 122                         # 95 % of 128
     aligned = [goal.startswith("align") for goal in result["goal"]]
     assert result["success"][aligned].sum() >= 15                 # of 16
@@ -340,7 +340,7 @@ def test_scripted_actions_are_actions(name):
 def test_a_goal_in_the_goal_language_or_in_words():
     env = ParticleEnv()
     obs, info = env.reset(seed=0, options={"goal": "push(direction=left)"})
-    assert info["goal"] == "push(direction=left)" and obs["goal"] in sentences_by_goal()["push(direction=left)"]
+    assert info["goal"] == "push(direction=left)" and obs["goal"] in instructions_by_goal()["push(direction=left)"]
     obs, info = env.reset(seed=0, options={"goal": "move_to(id=1,x>48) AND heat()"})
     assert obs["goal"] == info["goal"] == "move_to(id=1, x>48) AND heat()"      # no sentence says this yet
     obs, info = env.reset(seed=0, options={"goal": "push (gently) to the left"})

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import pytest
 
 from simulator.goals import KINDS, parse
-from simulator.language import load_sentences
-from simulator.reader import read_goal
+from simulator.language import load_instructions
+from simulator.reader import instruction_to_goal
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "generate_training_data.py"
@@ -33,7 +33,7 @@ WORDS = ["amber", "birch", "cedar", "daisy", "elder", "fern", "ginger", "hazel",
 SYLLABLES = "가나라바사자카타파하"
 
 
-def sentences(body):
+def instructions(body):
     """What a deterministic model says: now and then what it said to another request too."""
     digest = hashlib.sha256(str(body["seed"]).encode()).digest()
     korean = "Korean" in body["messages"][-1]["content"]
@@ -47,7 +47,7 @@ def completion(content):
 
 
 def well(body):
-    return completion(json.dumps(sentences(body), ensure_ascii=False))
+    return completion(json.dumps(instructions(body), ensure_ascii=False))
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -180,7 +180,7 @@ def test_a_goal_is_described_in_words_with_its_colours_in_both_languages():
 
 
 def test_the_examples_shown_are_training_rows_of_the_language():
-    held_out = {row["text"] for row in load_sentences() if row["split"] == "held_out"}
+    held_out = {row["text"] for row in load_instructions() if row["split"] == "held_out"}
     for task in tasks(50, ("ko", "en")):
         system, *talk, last = generate.messages(task)
         shown = [json.loads(message["content"]) for message in talk if message["role"] == "assistant"]
@@ -197,18 +197,18 @@ def test_goals_at_once_are_kept_in_the_order_in_which_they_are_said(tmp_path):
     corpus.answer(task, json.dumps(["warm them all as you move them left", "move them left as you warm them all",
                                     "something quite unclear to rules", "warm them all as you move them right"]))
     corpus.close()
-    goals = [row["goal"] for row in load_sentences(tmp_path / "out.jsonl")]
+    goals = [row["goal"] for row in load_instructions(tmp_path / "out.jsonl")]
     assert goals == ["heat() AND push(direction=left)", task.goal, task.goal] and corpus.counts["contradicted"] == 1
 
 
 def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     kept = {"text": "Kept from before!", "language": "en", "goal": "heat()", "split": "train", "source": "me",
-            "family": "mine"}
+            "template_family": "mine"}
     output.write_text(json.dumps(kept))      # no newline: a person's editor
-    held_out = next(row["text"] for row in load_sentences() if (row["split"], row["language"]) == ("held_out", "en"))
+    held_out = next(row["text"] for row in load_instructions() if (row["split"], row["language"]) == ("held_out", "en"))
     known = ("please heat up all of these particles", "line up in a row")
-    wrong = lambda goal: next(text for text in known if read_goal(text) != goal)
+    wrong = lambda goal: next(text for text in known if instruction_to_goal(text) != goal)
     todo = tasks(20, variations=7)
     numbers = {json.dumps(generate.messages(task)): task.number for task in todo}
     times = {}
@@ -225,8 +225,8 @@ def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
         4: [lambda body: ..., well], 5: [fails(200, "<html>not here</html>")], 6: [fails(500, "oops")],
         7: [sleep(well)],
         8: [lambda body: completion("Sure! Here are some sentences: ...")],
-        9: [lambda body: completion("```json\n" + json.dumps(sentences(body)) + "\n```")],
-        10: [lambda body: completion(json.dumps({"sentences": sentences(body)}))],
+        9: [lambda body: completion("```json\n" + json.dumps(instructions(body)) + "\n```")],
+        10: [lambda body: completion(json.dumps({"sentences": instructions(body)}))],
         11: always(["빨리 해 줘", "mach es doch für mich", "把它们移开"]),
         12: always([held_out.upper() + "!!", "kept from before", "so new  to me", "So, new to me?", "So new to me.",
                     "sonew tome"]),
@@ -259,13 +259,13 @@ def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
     assert counts.pop("duplicate") == 4
     assert counts == {"failed": 3, "rejected": 1, "not_json": 3, "language": 3, "contradicted": 1, "not_text": 1,
                       "length": 2, "characters": 2, "goal_language": 2, "surplus": 1}
-    rows = load_sentences(output)
+    rows = load_instructions(output)
     assert rows[0] == kept and first[1] == f"20 requests: {len(rows) - 1} rows in {output}"
     keys = [generate.key(row["text"]) for row in rows]
     assert len(set(keys)) == len(keys) > 30
     assert "so new  to me" in {row["text"] for row in rows}
     assert {json.dumps({**row, "text": "", "goal": ""}) for row in rows[1:]} == {json.dumps(
-        {"text": "", "language": "en", "goal": "", "split": "train", "source": "tiny", "family": "llm"})}
+        {"text": "", "language": "en", "goal": "", "split": "train", "source": "tiny", "template_family": "llm"})}
     by_number = {number: {row["text"] for row in rows if row["goal"] == todo[number].goal} for number in range(20)}
     assert all(by_number[number] for number in (0, 1, 2, 3, 4, 9, 10, 16, 19))
 
@@ -381,7 +381,7 @@ def test_other_settings_add_to_the_output_and_say_so(tmp_path, capsys):
         assert len(endpoint.requests) == 44
         assert generate.main(arguments(endpoint, output, "--n-goals=12")) == 0       # 10 of the 12 are there
         assert len(endpoint.requests) == 48
-        assert len(load_sentences(output)) == len({generate.key(row["text"]) for row in load_sentences(output)})
+        assert len(load_instructions(output)) == len({generate.key(row["text"]) for row in load_instructions(output)})
 
 
 # Errors

@@ -8,8 +8,8 @@ from simulator import goals as G
 from simulator.action_operator import Action, ActionType
 from simulator.core import ParticleSimulator
 from simulator.evaluation import run_episodes
-from simulator.goal_env import ParticleVectorEnv, Worlds
-from simulator.goals import Goal, GoalError, Summary, parse
+from simulator.goal_env import ParticleTask, ParticleVectorEnv
+from simulator.goals import Goal, GoalError, StateSummary, parse
 from simulator.kernels import MAX_RADIUS, MIN_RADIUS
 
 SIZE = np.array([64.0, 64.0])
@@ -21,7 +21,7 @@ ids = [str(goal) for goal in GOALS]
 def state(centroid=(32, 32), extent=(6, 8), speed=0.0, temperature=4.0, positions=((10, 10), (40, 50), (20, 20))):
     """One world's Summary; with the defaults the spread is 10."""
     extent = np.array([extent], float)
-    return Summary(np.array([centroid], float), extent, np.sqrt((extent**2).sum(-1)), np.array([float(speed)]),
+    return StateSummary(np.array([centroid], float), extent, np.sqrt((extent**2).sum(-1)), np.array([float(speed)]),
                    np.array([float(temperature)]), np.array([positions], float))
 
 
@@ -116,7 +116,7 @@ def test_summary_by_hand():
     sim.position[0, :4] = (10, 20), (20, 20), (30, 20), (60, 60)
     sim.velocity[0, :4] = (1, 0), (1, 3), (1, -3), (9, 9)
     sim.temperature[0, :4] = 1, 2, 6, 10
-    s = Summary.of(sim, np.array([3]))
+    s = StateSummary.from_sim(sim, np.array([3]))
     np.testing.assert_allclose(s.centroid, [[20, 20]])
     np.testing.assert_allclose(s.extent, [[np.sqrt(200 / 3), 0]], atol=1e-12)
     np.testing.assert_allclose([s.spread[0], s.speed[0], s.temperature[0]], [np.sqrt(200 / 3), np.sqrt(6), 3])
@@ -170,8 +170,8 @@ EDGES = [
 @pytest.mark.parametrize(("goal", "inside", "outside"), EDGES)
 def test_reached_just_inside_and_not_just_outside(goal, inside, outside):
     goal = Goal.parse(goal)
-    assert G.reached(goal, state(**inside), state(), SIZE)[0]
-    assert not G.reached(goal, state(**outside), state(), SIZE)[0]
+    assert G.is_success(goal, state(**inside), state(), SIZE)[0]
+    assert not G.is_success(goal, state(**outside), state(), SIZE)[0]
 
 
 def test_every_goal_has_an_edge_above():
@@ -224,7 +224,7 @@ def test_reward_is_bounded(goal):
     rng, bound = np.random.default_rng(0), G.REWARD[goal.kind][1]
     def anything():
         extent = rng.uniform(0, 30, (500, 2))
-        return Summary(rng.uniform(0, 64, (500, 2)), extent, np.sqrt((extent**2).sum(-1)), rng.uniform(0, 10, 500),
+        return StateSummary(rng.uniform(0, 64, (500, 2)), extent, np.sqrt((extent**2).sum(-1)), rng.uniform(0, 10, 500),
                        rng.uniform(0, 10, 500), rng.uniform(0, 64, (500, 8, 2)))
     rewards = G.reward(goal, anything(), anything(), anything(), SIZE)
     assert np.isfinite(rewards).all() and (np.abs(rewards) <= bound).all()
@@ -233,13 +233,13 @@ def test_reward_is_bounded(goal):
 
 def drifting(goal, velocity):
     """A world whose eight cold, neutral particles all move with `velocity`, from the middle."""
-    worlds = Worlds(1, goals=[goal], physics=NO_NOISE)
-    worlds.begin(np.array([0]))
+    worlds = ParticleTask(1, goals=[goal], physics=NO_NOISE)
+    worlds.start_episode(np.array([0]))
     x, y = np.meshgrid([26, 30, 34, 38], [29, 35])
     worlds.sim.position[0, :8] = np.stack([x, y], -1).reshape(-1, 2)
     worlds.sim.velocity[0, :8] = velocity
     worlds.sim.radius[0, :8], worlds.sim.charge[0, :8], worlds.sim.temperature[0, :8] = 1.5, 0, 0
-    worlds.now, worlds.start = (Summary.of(worlds.sim, worlds.initial) for _ in range(2))
+    worlds.current, worlds.initial = (StateSummary.from_sim(worlds.sim, worlds.num_scored) for _ in range(2))
     return worlds
 
 
@@ -257,8 +257,8 @@ def test_added_particles_do_not_count(goal):
     one, other = drifting(goal, (0, 0)), drifting(goal, (0, 0))
     results = [(one.step(noop.to_vector()[None]), other.step(add.to_vector()[None])) for _ in range(3)]
     assert one.sim.count[0] == 8 and other.sim.count[0] > 8
-    for name in Summary.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(one.now, name), getattr(other.now, name))
+    for name in StateSummary.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(one.current, name), getattr(other.current, name))
     assert all(a[0] == b[0] and not b[1] for a, b in results)
 
 
@@ -291,7 +291,7 @@ def test_a_plan_goes_on_after_a_restore():
     for _ in range(5):
         worlds.step(noop)
     other.restore(worlds.state())
-    assert other.phase[0] == 1
+    assert other.stage[0] == 1
     for _ in range(2):
         one, two = worlds.step(noop), other.step(noop)
         assert one[0] == two[0] and one[1] == two[1]
@@ -301,9 +301,9 @@ def test_a_plan_goes_on_after_a_restore():
     ("move_to(id=8, x>48)", "means particle 8, and the world has 8"), ("move_to(id=0, x>63)", "a goal that fits"),
     ("push(direction=left, distance=60)", "a goal that fits"), ("cool(to=9)", "a goal that fits")])
 def test_a_goal_that_does_not_fit_into_the_world_is_refused(plan, wrong):
-    worlds = Worlds(1, goals=[plan])
+    worlds = ParticleTask(1, goals=[plan])
     with pytest.raises(GoalError, match=wrong):
-        worlds.begin(np.array([0]))
+        worlds.start_episode(np.array([0]))
 
 
 @pytest.mark.parametrize("plan", [
@@ -326,23 +326,23 @@ def test_starts_are_fair(goal, side):
     """50 of each: finite, within the walls, at rest, not reached already, and not twice the same."""
     size, centroids = np.array([side, side], float), []
     for seed in range(50):
-        start = G.start_state(parse(str(goal)), np.random.default_rng(seed), size, 8)
+        start = G.sample_start_state(parse(str(goal)), np.random.default_rng(seed), size, 8)
         position, velocity, radius, mass, charge, temperature, _ = start
         assert all(np.isfinite(values).all() for values in start)
         assert (position >= radius[:, None]).all() and (position <= size - radius[:, None]).all()
         assert (velocity == 0).all() and (mass > 0).all() and (temperature >= 0).all() and (np.abs(charge) <= 5).all()
         offset = position - position.mean(0)
         extent = offset.std(0)[None]
-        now = Summary(position.mean(0)[None], extent, np.sqrt((extent**2).sum(-1)), np.zeros(1),
+        now = StateSummary(position.mean(0)[None], extent, np.sqrt((extent**2).sum(-1)), np.zeros(1),
                       temperature.mean()[None], position[None])
-        assert not G.reached(goal, now, now, size)[0]
+        assert not G.is_success(goal, now, now, size)[0]
         centroids.append(tuple(position.mean(0)))
     assert len(set(centroids)) == 50
 
 
 @pytest.mark.parametrize("side", [32, 64, 128])
 def test_start_radii_are_those_of_the_simulator(side):
-    radii = [G.start_state(G.GOALS[0], np.random.default_rng(seed), np.array([side, side], float), 8)[2]
+    radii = [G.sample_start_state(G.GOALS[0], np.random.default_rng(seed), np.array([side, side], float), 8)[2]
              for seed in range(20)]
     assert np.min(radii) >= MIN_RADIUS and np.max(radii) <= MAX_RADIUS
 
@@ -356,7 +356,7 @@ def test_impossible_starts_end(goal, size, n):
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(GoalError, match="no start for"):
-            G.start_state(parse(goal), np.random.default_rng(0), np.array(size, float), n)
+            G.sample_start_state(parse(goal), np.random.default_rng(0), np.array(size, float), n)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

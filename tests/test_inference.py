@@ -18,10 +18,10 @@ import config
 import inference
 import models.pictures
 from models import vlm_policy
-from models.pictures import as_seen, read_picture
+from models.pictures import load_image, resize_for_model
 from models.vlm_policy import VLMPolicy
 from simulator.action_operator import Action, ActionType
-from simulator.particles import make_world
+from simulator.particles import make_single
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
@@ -88,26 +88,26 @@ def ring_of(frame):
 def test_records_episodes_in_a_world_of_any_size(size, policy, tmp_path):
     settings = config.load(["vlm_tiny", "env.max_steps=3", f"world.width={size[0]}", f"world.height={size[1]}"])
     asked = [("push(direction=left)", 7), ("cluster()", 8), ("heat() THEN spread()", 9)]
-    inference.save_gif(inference.record(policy, settings, asked), tmp_path / "a.gif")
+    inference.save_gif(inference.record_episodes(policy, settings, asked), tmp_path / "a.gif")
     drawn = list(frames(tmp_path / "a.gif"))
     assert len(drawn) == 4 + 4 + 7                              # the start and three steps for each goal
     assert len({frame.shape for frame in drawn}) == 1 and 512 <= drawn[0].shape[1] <= 520
-    inference.save_gif(inference.record(policy, settings, asked), tmp_path / "b.gif")
+    inference.save_gif(inference.record_episodes(policy, settings, asked), tmp_path / "b.gif")
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
 def test_play_says_what_happens(policy):
-    env = make_world(config.load(["vlm_tiny", "env.max_steps=3"]))
+    env = make_single(config.load(["vlm_tiny", "env.max_steps=3"]))
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
-    steps = list(inference.play(env, policy, obs))
+    steps = list(inference.run_episode(env, policy, obs))
     assert [step.outcome for step in steps] == ["", "", "not reached in 3 steps"]
-    assert all(step.decided > step.began and step.note == "" and step.words for step in steps)
+    assert all(step.decided > step.began and step.note == "" and step.action_text for step in steps)
 
 
 def test_long_sentences_are_wrapped_and_nothing_is_lost():
-    sentence = "입자들을 모두 왼쪽 위 구석으로 옮긴 다음에 " * 12
-    font, lines = inference.wrap(sentence.strip(), 18, 500)
-    assert " ".join(lines) == sentence.strip() and max(map(font.getlength, lines)) <= 500 and font.size == 12
+    instruction = "입자들을 모두 왼쪽 위 구석으로 옮긴 다음에 " * 12
+    font, lines = inference.wrap(instruction.strip(), 18, 500)
+    assert " ".join(lines) == instruction.strip() and max(map(font.getlength, lines)) <= 500 and font.size == 12
     font, lines = inference.wrap("가" * 500, 18, 500)                # no space to break at
     assert "".join(lines) == "가" * 500 and max(map(font.getlength, lines)) <= 500
     assert inference.wrap("go left", 18, 500)[1] == ["go left"]
@@ -130,23 +130,23 @@ def test_decides_about_pictures_of_every_kind(pictures, saved, capsys, tmp_path)
 
 @pytest.mark.parametrize("name", ["rgba.png", "la.png", "palette.gif"])
 def test_what_is_clear_is_white(name, pictures):
-    picture = read_picture(str(pictures / name))
+    picture = load_image(str(pictures / name))
     assert picture.mode == "RGB" and picture.getpixel((35, 60)) == WHITE and picture.getpixel((5, 5)) != WHITE
 
 
 def test_pictures_are_upright_and_deep_ones_keep_their_greys(pictures):
-    turned = read_picture(str(pictures / "turned.jpg"))
+    turned = load_image(str(pictures / "turned.jpg"))
     assert turned.size == (32, 64) and turned.getpixel((16, 5))[0] > 200 and turned.getpixel((16, 60))[0] < 50
-    deep = np.asarray(read_picture(str(pictures / "deep.png")))
+    deep = np.asarray(load_image(str(pictures / "deep.png")))
     assert len(np.unique(deep)) == 256
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backbone_sees_them_as_they_are_prepared(name, pictures, policy):
     """qwen_vl_utils brings a picture to a size that the backbone leaves alone."""
-    factor, low, high = policy.backbone.sizes()
+    factor, low, high = policy.backbone.resize_limits()
     assert (factor, low, high) == (16, 32 * 32, 256 * 256)
-    seen = as_seen(read_picture(str(pictures / name)), name, policy.backbone)
+    seen = resize_for_model(load_image(str(pictures / name)), name, policy.backbone)
     assert not seen.width % factor and not seen.height % factor and low <= seen.width * seen.height <= high
     _, (h, w) = policy.backbone.pixels(torch.from_numpy(np.array(seen))[None])
     assert (w * 8, h * 8) == seen.size
@@ -217,7 +217,7 @@ def test_all_sources_give_the_same_picture(pictures, server, tmp_path):
     path = tmp_path / "a b.png"
     path.write_bytes((pictures / "rgb.png").read_bytes())
     encoded = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    seen = [np.asarray(read_picture(source)) for source in (str(path), path.as_uri(), f"{server}/rgb.png", encoded)]
+    seen = [np.asarray(load_image(source)) for source in (str(path), path.as_uri(), f"{server}/rgb.png", encoded)]
     assert all(np.array_equal(one, seen[0]) for one in seen)
 
 
@@ -229,7 +229,7 @@ def test_a_picture_from_a_server(server, saved, capsys, tmp_path):
 @pytest.mark.parametrize("path, says", [("none.png", "the server answers 404"), ("never", "nothing came within 0.5 s"),
                                         ("drops", "nothing came within 0.5 s"), ("", "no picture, or a damaged one")])
 def test_a_server_that_does_not_give_a_picture(path, says, server, saved, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.pictures, "SECONDS", 0.5)
+    monkeypatch.setattr(models.pictures, "TIMEOUT_S", 0.5)
     began = time.perf_counter()
     err = refuses(capsys, tmp_path, "--model", saved, "--image", f"{server}/{path}")
     assert says in err and f"{server}/{path}" in err and time.perf_counter() - began < 5
@@ -299,7 +299,7 @@ def programs(tmp_path):
 def test_a_model_is_a_file_a_folder_or_a_name(saved, capsys, tmp_path, monkeypatch):
     VLMPolicy.from_checkpoint(saved).save_pretrained(tmp_path / "agent")
     import huggingface_hub
-    monkeypatch.setattr(vlm_policy, "reach", lambda name, agent=False: {})
+    monkeypatch.setattr(vlm_policy, "resolve_hub_kwargs", lambda name, agent=False: {})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: {"someone/agent": tmp_path / "agent"}[name])
     for model in (saved, tmp_path / "agent", "someone/agent"):
         for main, words in programs(tmp_path):
@@ -329,4 +329,4 @@ def test_a_base_model_that_has_moved(make_policy, model_folder, capsys, tmp_path
     for main, words in programs(tmp_path):
         assert main([*words, "--model", str(tmp_path / "p.pt")]) == 2
         assert f"needs its base model '{tmp_path / 'gone'}'" in capsys.readouterr().err
-        assert main([*words, "--model", str(tmp_path / "p.pt"), "--base", str(model_folder)]) == 0
+        assert main([*words, "--model", str(tmp_path / "p.pt"), "--base-model", str(model_folder)]) == 0

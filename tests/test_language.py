@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import ImageFont
 
-from scripts.build_corpus import APART, build
+from scripts.build_corpus import HELD_OUT_PAIRS, build
 from simulator.goals import parse
-from simulator.language import SENTENCES, load_sentences
-from simulator.reader import explain, normalise, read_goal
+from simulator.language import COMMANDS_FILE, load_instructions
+from simulator.reader import instruction_to_goal, normalise, parse_instruction
 
-ROWS = load_sentences()
-TEMPLATES = [json.loads(line) for line in (SENTENCES.parent / "phrasings.jsonl").read_text("utf-8").splitlines()]
-WRITTEN = [template for template in TEMPLATES if template["kind"] != "clause"]
+ROWS = load_instructions()
+TEMPLATES = [json.loads(line) for line in (COMMANDS_FILE.parent / "templates.jsonl").read_text("utf-8").splitlines()]
+GOAL_SYNTAX = [template for template in TEMPLATES if template["kind"] != "clause"]
 FILLED = ("왼쪽", "오른쪽", "위쪽", "아래쪽", "가운데", "중앙", "구석", "모서리", "끝", "입자", "공", "점", "가로",
           "세로")
 TRAIN = {row["text"]: row["goal"] for row in ROWS if row["split"] == "train"}
@@ -37,10 +37,10 @@ def test_the_corpus_is_what_the_templates_make():
 
 def test_every_kind_has_60_templates_in_each_language_and_a_fifth_of_their_families_held_out():
     counts, families = Counter(), {}
-    for template in WRITTEN:
+    for template in GOAL_SYNTAX:
         kind = template["kind"], template["language"]
         counts[kind] += 1
-        families.setdefault(kind, {}).setdefault(template["split"] == "train", set()).add(template["family"])
+        families.setdefault(kind, {}).setdefault(template["split"] == "train", set()).add(template["template_family"])
     assert {kind: count for kind, count in counts.items() if count < 60} == {}
     assert len(counts) == 30
     for kind, split in families.items():
@@ -56,8 +56,8 @@ def test_no_sentence_occurs_twice():
 def test_training_shows_nothing_of_the_held_out_families():
     families, texts = {}, {}
     for row in ROWS:
-        held = row["split"] in ("held_out", "new_words")
-        families.setdefault(held, set()).add((row["language"], row["family"]))
+        held = row["split"] in ("held_out", "unseen_words")
+        families.setdefault(held, set()).add((row["language"], row["template_family"]))
         if held or row["split"] == "train":
             texts.setdefault(held, set()).add(key(normalise(row["text"])))
     assert families[True].isdisjoint(families[False])
@@ -67,16 +67,16 @@ def test_training_shows_nothing_of_the_held_out_families():
 def test_training_never_combines_the_kinds_of_the_split_composition():
     def combined(split):
         return {frozenset(goal.kind for goal in parse(row["goal"]).goals) for row in ROWS
-                if row["split"] == split and row["family"].startswith(("and:", "then:"))}
-    assert combined("composition") == set(map(frozenset, APART))
-    assert combined("composition").isdisjoint(combined("train") | combined("held_out"))
+                if row["split"] == split and row["template_family"].startswith(("and:", "then:"))}
+    assert combined("compositional") == set(map(frozenset, HELD_OUT_PAIRS))
+    assert combined("compositional").isdisjoint(combined("train") | combined("held_out"))
 
 
 def test_training_sees_the_goals_of_the_split_pair_in_the_other_language_only():
     goals = {(split, language): {row["goal"] for row in ROWS if (row["split"], row["language"]) == (split, language)}
-             for split in ("train", "pair") for language in ("en", "ko")}
+             for split in ("train", "cross_lingual") for language in ("en", "ko")}
     for language, other in (("en", "ko"), ("ko", "en")):
-        assert goals["pair", language] and goals["pair", language] <= goals["train", other] - goals["train", language]
+        assert goals["cross_lingual", language] and goals["cross_lingual", language] <= goals["train", other] - goals["train", language]
 
 
 def test_goals_are_written_in_one_way():
@@ -126,16 +126,16 @@ def test_a_malformed_row_is_one_line_with_its_number(tmp_path, change, message):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in (ROWS[0], ROWS[1] | change)), encoding="utf-8")
     with pytest.raises(ValueError, match=f"line 2: {re.escape(message)}") as error:
-        load_sentences(path)
+        load_instructions(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("line", [b'{"text": ', b"[1, 2]", b"\xff\xfe"])
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(SENTENCES.read_bytes().splitlines()[0] + b"\n\n" + line)
+    path.write_bytes(COMMANDS_FILE.read_bytes().splitlines()[0] + b"\n\n" + line)
     with pytest.raises(ValueError, match="line 3: "):
-        load_sentences(path)
+        load_instructions(path)
 
 
 # The reader
@@ -144,10 +144,10 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
 def test_the_reader_is_right_or_silent_on_every_sentence():
     read, total = Counter(), Counter()
     for row in ROWS:
-        answer = read_goal(row["text"])
+        answer = instruction_to_goal(row["text"])
         assert answer in (None, row["goal"]), row["text"]
         if row["split"] == "train":
-            kind = row["family"].split(":")[0], row["language"]
+            kind = row["template_family"].split(":")[0], row["language"]
             read[kind] += answer is not None
             total[kind] += 1
     assert {kind: read[kind] / total[kind] for kind in total if read[kind] < 0.8 * total[kind]} == {}
@@ -167,7 +167,7 @@ def test_the_reader_is_right_or_silent_on_every_sentence():
     (unicodedata.normalize("NFD", "입자들을 오른쪽으로"), "push(direction=right)"),
 ])
 def test_free_sentences(text, goal):
-    assert read_goal(text) == goal
+    assert instruction_to_goal(text) == goal
 
 
 @pytest.mark.parametrize("text", [
@@ -190,7 +190,7 @@ def test_free_sentences(text, goal):
     "that's right", "turn left", "speed up", "속도를 올려", "크기를 키워", "make a circle",
 ])
 def test_unclear_sentences_get_no_goal(text):
-    assert read_goal(text) is None
+    assert instruction_to_goal(text) is None
 
 
 @pytest.mark.parametrize("text, goal", [
@@ -247,7 +247,7 @@ def test_unclear_sentences_get_no_goal(text):
      "move_to(id=0, x<16) THEN move_toward(2, 0)"),
 ])
 def test_the_whole_goal_language_is_read(text, goal):
-    assert explain(text) == (goal, "understood")
+    assert parse_instruction(text) == (goal, "understood")
     assert str(parse(goal)) == goal
 
 
@@ -291,7 +291,7 @@ def test_the_whole_goal_language_is_read(text, goal):
     "don't let them spread", "do the opposite of moving left",
 ])
 def test_what_is_no_goal_of_ours_is_unknown(text):
-    assert explain(text) == (None, "unknown")
+    assert parse_instruction(text) == (None, "unknown")
 
 
 @pytest.mark.parametrize("text", [
@@ -306,7 +306,7 @@ def test_what_is_no_goal_of_ours_is_unknown(text):
     "gather the red ones left",
 ])
 def test_several_or_contradictory_goals_are_ambiguous(text):
-    assert explain(text) == (None, "ambiguous")
+    assert parse_instruction(text) == (None, "ambiguous")
 
 
 # The font

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from models.losses import bc_loss, compute_gae, explained_variance, normalize, ppo_loss
+from models.losses import bc_loss, compute_gae, explained_variance, normalize_advantages, ppo_loss
 
 T = torch.tensor
 NO = torch.zeros(3, 1, dtype=torch.bool)
@@ -94,9 +94,9 @@ def test_shapes_that_would_broadcast_are_refused():
 
 
 def test_normalize_is_safe():
-    assert normalize(T([1., 2., 3.])).tolist() == pytest.approx([-1.2247449, 0, 1.2247449], abs=1e-6)
-    assert normalize(T([5.])).tolist() == [0.0]
-    assert normalize(T([2., 2.])).tolist() == [0.0, 0.0]
+    assert normalize_advantages(T([1., 2., 3.])).tolist() == pytest.approx([-1.2247449, 0, 1.2247449], abs=1e-6)
+    assert normalize_advantages(T([5.])).tolist() == [0.0]
+    assert normalize_advantages(T([2., 2.])).tolist() == [0.0, 0.0]
 
 
 def test_explained_variance():
@@ -111,5 +111,5 @@ def test_bc_loss_by_hand():
     loss, metrics = bc_loss(torch.tensor([-1.0, -3.0]), torch.tensor([-0.5, 0.0]), torch.zeros(2, 2),
                             torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     assert abs(metrics["train/bc_loss"].item() - 2) < 1e-6 and abs(metrics["train/attention_loss"].item() - 0.25) < 1e-6
-    assert abs(metrics["train/reading_loss"].item() - 2 * math.log(2)) < 1e-6
+    assert abs(metrics["train/parser_loss"].item() - 2 * math.log(2)) < 1e-6
     assert abs(loss.item() - (2 + 1.25 + 8 * math.log(2))) < 1e-6

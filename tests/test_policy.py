@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.heads import (
+    GoalParserHead,
     HybridDistribution,
     HybridHead,
-    ReadingHead,
     UnitTruncatedNormal,
-    last_of,
+    last_token,
     spec_from_dict,
     spec_from_space,
 )
@@ -94,9 +94,9 @@ def test_truncated_normal_samples_follow_it(mean, std):
 # --- the hybrid distribution ------------------------------------------------------------------------------------
 def test_spec_says_what_each_type_uses():
     for kind in ActionType:
-        used = {COLUMNS[a] for a in range(1, 7) if SPEC.uses[kind][a]}
-        assert used == uses(kind) and SPEC.uses[kind][0]
-    assert (SPEC.continuous, SPEC.point, SPEC.categorical) == ((2, 3, 4, 5), (2, 3), 6)
+        used = {COLUMNS[a] for a in range(1, 7) if SPEC.used_params[kind][a]}
+        assert used == uses(kind) and SPEC.used_params[kind][0]
+    assert (SPEC.continuous, SPEC.xy_params, SPEC.categorical) == ((2, 3, 4, 5), (2, 3), 6)
     assert spec_from_dict(SPEC.__dict__) == SPEC
 
 
@@ -146,7 +146,7 @@ def test_total_probability_is_that_of_the_type(kind):
 def one_for_all(d, count):
     """The distribution of one sample for `count` actions."""
     wide = lambda values: values.expand(count, *values.shape[1:])
-    return HybridDistribution(SPEC, wide(d.type_logits), wide(d.mode_logits), wide(d.point), wide(d.other), d.std,
+    return HybridDistribution(SPEC, wide(d.type_logits), wide(d.mode_logits), wide(d.point), wide(d.param_mean), d.std,
                               wide(d.class_logits))
 
 
@@ -194,7 +194,7 @@ def test_deterministic_actions_are_the_modes():
     for b, action in enumerate(actions):
         kind = d.type_logits[b].argmax()
         point = d.point[b, kind, d.mode_logits[b, kind].argmax()]
-        unit = dict(zip(("x", "y", "value", "radius"), [*point, *d.other[b, kind]], strict=True))
+        unit = dict(zip(("x", "y", "value", "radius"), [*point, *d.param_mean[b, kind]], strict=True))
         for a, name in enumerate(COLUMNS[1:], 1):
             low, span = float(SPACE.low[a]), float(SPACE.high[a] - SPACE.low[a])
             wanted = low if name not in uses(int(kind)) else (
@@ -207,7 +207,7 @@ def test_deterministic_actions_are_the_modes():
 def test_sampled_actions_lie_in_the_action_space(std):
     torch.manual_seed(0)
     d = distribution(batch=3000, low=std, high=std, dtype=torch.float32)
-    d.point, d.other = d.point.round(), d.other.round()            # modes at the very edges
+    d.point, d.param_mean = d.point.round(), d.param_mean.round()            # modes at the very edges
     for deterministic in (False, True):
         actions = d.sample(deterministic)
         assert actions.dtype == torch.float32 and actions.shape == (3000, 7)
@@ -226,7 +226,7 @@ def test_entropy_is_minus_the_mean_log_prob():
     discrete = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
     wanted, p = discrete(d.type_logits[0]), d.type_logits[0].softmax(-1)
     for kind in ActionType:
-        means = [*d.point[0, kind, 0], *d.other[0, kind]]
+        means = [*d.point[0, kind, 0], *d.param_mean[0, kind]]
         for name, mean, std in zip(("x", "y", "value", "radius"), means, d.std[kind], strict=True):
             wanted += p[kind] * h(mean, std) * (name in uses(kind))
         wanted += p[kind] * discrete(d.class_logits[0]) * ("property_type" in uses(kind))
@@ -279,7 +279,7 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
     from transformers import Qwen2VLModel
     official, backbone, images = Qwen2VLModel.from_pretrained(model_folder).eval(), policy.backbone, pictures(5, *size)
     with torch.no_grad():
-        text, ends, image, centres = backbone(images, GOALS)
+        text, ends, image, patch_centers = backbone(images, GOALS)
     count, features = size[0] * size[1] // 16**2, []
     official.visual.blocks[-1].register_forward_hook(lambda module, args, out: features.append(out))
     assert len({len(backbone.prompt(goal)[1]) for goal in GOALS}) > 2
@@ -288,9 +288,9 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
     for b, goal in enumerate(GOALS):
         before, after = backbone.prompt(goal)
         ids = torch.tensor([before + [official.config.image_token_id] * count + after])
-        seen = processor([Image.fromarray(images[b].numpy())], return_tensors="pt")
+        patch_features = processor([Image.fromarray(images[b].numpy())], return_tensors="pt")
         with torch.no_grad():
-            hidden = official(input_ids=ids, pixel_values=seen["pixel_values"], image_grid_thw=seen["image_grid_thw"],
+            hidden = official(input_ids=ids, pixel_values=patch_features["pixel_values"], image_grid_thw=patch_features["image_grid_thw"],
                               mm_token_type_ids=(ids == official.config.image_token_id).int()).last_hidden_state[0]
         torch.testing.assert_close(text[b, :ends[b] + 1], hidden[len(before) + count:], rtol=0, atol=1e-4)
         tokens = hidden[len(before):len(before) + count].repeat_interleave(4, 0)      # of every patch, its token's
@@ -311,78 +311,78 @@ def test_prompt_is_what_the_tokenizer_makes_of_the_template(policy):
 def test_log_glanced_by_hand():
     """Two glances at two patches, left and right; the first place is on the right, the second is not known."""
     d = distribution(batch=2)
-    d.glances, d.centres = f64([0.9, 0.1], [0.2, 0.8]).expand(2, 2, 2), f64([0.25, 0.5], [0.75, 0.5])
+    d.attn_weights, d.patch_xy = f64([0.9, 0.1], [0.2, 0.8]).expand(2, 2, 2), f64([0.25, 0.5], [0.75, 0.5])
     places = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
     wanted = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
-    torch.testing.assert_close(d.log_glanced(places), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(d.patch_log_prob(places), wanted, rtol=0, atol=1e-4)
 
 
 def test_log_due_by_hand():
     """Goals that weigh 1 and 3: the first is due with a probability of a quarter."""
     d = distribution(batch=2)
-    d.due = f64([0, math.log(3)]).expand(2, 2)
-    torch.testing.assert_close(d.log_due(torch.tensor([0, 1])), f64(math.log(0.25), math.log(0.75)))
+    d.subgoal = f64([0, math.log(3)]).expand(2, 2)
+    torch.testing.assert_close(d.subgoal_log_prob(torch.tensor([0, 1])), f64(math.log(0.25), math.log(0.75)))
 
 
 def test_goals_are_thought_about_apart(policy):
     """Their order in the plan means nothing to the head; two that are equal do what one of them does."""
-    head = HybridHead(policy.spec, 5, 8, [16], 0.1)
+    make_head = HybridHead(policy.spec, 5, 8, [16], 0.1)
     torch.manual_seed(0)
-    goals, image, centres = torch.rand(3, 2, 5), torch.rand(3, 4, 8), torch.rand(4, 2)
+    goals, image, patch_centers = torch.rand(3, 2, 5), torch.rand(3, 4, 8), torch.rand(4, 2)
     with torch.no_grad():
-        for weight in head.parameters():        # some start at 0
+        for weight in make_head.parameters():        # some start at 0
             weight.add_(0.3 * torch.randn(weight.shape))
-        one, turned = head(goals, image, centres), head(goals.flip(1), image, centres)
-        alone, twice = head(goals[:, :1], image, centres), head(goals[:, [0, 0]], image, centres)
-    torch.testing.assert_close(one.due, turned.due.flip(1))
-    assert (one.due.softmax(-1) - 0.5).abs().min() > 1e-3
-    for a, b in ((one, turned), (alone, twice)):
-        for name in ("type_logits", "mode_logits", "point", "other", "class_logits", "attention", "glances"):
+        one, turned = make_head(goals, image, patch_centers), make_head(goals.flip(1), image, patch_centers)
+        run_local, twice = make_head(goals[:, :1], image, patch_centers), make_head(goals[:, [0, 0]], image, patch_centers)
+    torch.testing.assert_close(one.subgoal, turned.subgoal.flip(1))
+    assert (one.subgoal.softmax(-1) - 0.5).abs().min() > 1e-3
+    for a, b in ((one, turned), (run_local, twice)):
+        for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "attention", "attn_weights"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-5)
-    assert (one.type_logits - alone.type_logits).abs().max() > 1e-3
+    assert (one.type_logits - run_local.type_logits).abs().max() > 1e-3
 
 
 def test_a_word_is_known_of_its_goal():
     """Number, words, "THEN", which is of the whole plan; 0 for a word that is never said of a goal."""
-    head = ReadingHead(4, ["1 heat", "1 left", "1 push", "2 heat", "THEN"])
-    known = head.by_goal(torch.tensor([[9.0, -9.0, -9.0, 9.0, 9.0]])).round()
+    make_head = GoalParserHead(4, ["1 heat", "1 left", "1 push", "2 heat", "THEN"])
+    known = make_head.to_goal_features(torch.tensor([[9.0, -9.0, -9.0, 9.0, 9.0]])).round()
     assert known.tolist() == [[[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]]]
 
 
 def test_reading_by_hand():
     """Goal 1 is looked for at tokens whose first number is large, goal 2 at those whose second is; what comes after the
     end is not read. The third number says "heat", the fourth "push", the third of the last token "THEN"."""
-    head = ReadingHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
+    make_head = GoalParserHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
     with torch.no_grad():
-        head.where.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
-        head.goal.weight.copy_(torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]]))
-        head.plan.weight.copy_(torch.tensor([[0, 0, 2.0, 0]]))
+        make_head.token_query.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
+        make_head.slot_head.weight.copy_(torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]]))
+        make_head.plan_head.weight.copy_(torch.tensor([[0, 0, 2.0, 0]]))
         text = torch.tensor([[[1.0, 0, 5, -1], [0, 1.0, 7, -2], [0, 0, 3, 0], [9, 9, 9, 9]]])
-        said = head(text, torch.tensor([2]))
+        said = make_head(text, torch.tensor([2]))
     torch.testing.assert_close(said, torch.tensor([[5.0, -1, 7, 6]]) - 3)
 
 
 def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
     policy = make_policy()
     backbone, goal = policy.backbone, "please move every dot left, 왼쪽으로"
-    whole = backbone.prompt(goal)
-    policy.use_dropout(True, subwords=0.3).train()
+    full_tensor = backbone.prompt(goal)
+    policy.use_dropout(True, bpe_dropout=0.3).train()
     torch.manual_seed(1)
     cut = [backbone.prompt(goal) for _ in range(20)]
     torch.manual_seed(1)
     assert [backbone.prompt(goal) for _ in range(20)] == cut
     decode = lambda ids: backbone.tokenizer.decode(ids).replace(" ", "")
-    assert {decode(after) for _, after in cut} == {decode(whole[1])} and len({tuple(after) for _, after in cut}) > 15
-    assert policy.eval().backbone.prompt(goal) == whole
-    assert policy.use_dropout(False).train().backbone.prompt(goal) == whole
+    assert {decode(after) for _, after in cut} == {decode(full_tensor[1])} and len({tuple(after) for _, after in cut}) > 15
+    assert policy.eval().backbone.prompt(goal) == full_tensor
+    assert policy.use_dropout(False).train().backbone.prompt(goal) == full_tensor
 
 
 def test_centres_lie_where_the_patches_are():
     """Two rows of three patches that are not merged: (x, y), row by row; merged by fours, token by token."""
     wanted = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
-    torch.testing.assert_close(Backbone.centres(2, 3, 1, "cpu"), torch.tensor(wanted))
+    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(wanted))
     wanted = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
-    torch.testing.assert_close(Backbone.centres(2, 4, 2, "cpu"), torch.tensor(wanted))
+    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(wanted))
 
 
 def test_patches_and_image_tokens_belong_to_their_places(policy):
@@ -391,10 +391,10 @@ def test_patches_and_image_tokens_belong_to_their_places(policy):
     images[1] = images[0]
     images[1, :8, 56:] = 255 - images[1, :8, 56:]
     with torch.no_grad():
-        tokens, patches = policy.backbone.vision(*policy.backbone.pixels(images))
-    for seen, grid, centre in ((tokens, (4, 4, 1), [0.875, 0.125]), (patches, (8, 8, 2), [0.9375, 0.0625])):
-        changed = (seen[0] - seen[1]).abs().sum(-1)
-        assert policy.backbone.centres(*grid, "cpu")[changed.argmax()].tolist() == centre
+        tokens, patches = policy.backbone.run_vision_tower(*policy.backbone.pixels(images))
+    for patch_features, grid, centre in ((tokens, (4, 4, 1), [0.875, 0.125]), (patches, (8, 8, 2), [0.9375, 0.0625])):
+        changed = (patch_features[0] - patch_features[1]).abs().sum(-1)
+        assert policy.backbone.patch_centers(*grid, "cpu")[changed.argmax()].tolist() == centre
 
 
 def test_log_attended_by_hand():
@@ -402,10 +402,10 @@ def test_log_attended_by_hand():
     d = distribution(batch=2, modes=2)
     d.mode_logits = torch.log(f64(3.0, 1.0)).expand(2, KINDS, 2)
     d.attention = f64([0.9, 0.1], [0.2, 0.8]).expand(2, KINDS, 2, 2)
-    d.centres = f64([0.25, 0.5], [0.75, 0.5])
+    d.patch_xy = f64([0.25, 0.5], [0.75, 0.5])
     actions = f64(*([float(kind), -1, 60, 10, 0, 1, 2] for kind in (ActionType.SET_PROPERTY, ActionType.APPLY_FORCE)))
     wanted = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
-    torch.testing.assert_close(d.log_attended(actions), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(d.point_log_prob(actions), wanted, rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_its_samples(policy):
@@ -422,7 +422,7 @@ def test_a_batch_is_its_samples(policy):
 def test_sentence_and_picture_both_matter(policy):
     images = pictures(2)
     with torch.no_grad():
-        a, b, c = (last_of(*policy.backbone(picture[None], [goal])[:2]) for picture, goal in (
+        a, b, c = (last_token(*policy.backbone(picture[None], [goal])[:2]) for picture, goal in (
             (images[0], "heat"), (images[0], "cool"), (images[1], "heat")))
     assert (a - b).abs().max() > 1e-3 and (a - c).abs().max() > 1e-3
 
@@ -431,9 +431,9 @@ def test_sentence_and_picture_both_matter(policy):
 def test_odd_sentences_do_not_break_it(policy, goal):
     with torch.no_grad():
         text, ends, image, _ = policy.backbone(pictures(2), [goal, "heat"])
-        alone = policy.backbone(pictures(2)[1:], ["heat"])[0]
+        run_local = policy.backbone(pictures(2)[1:], ["heat"])[0]
     assert image.shape == (2, 64, 160) and torch.isfinite(text).all()
-    torch.testing.assert_close(text[1, :ends[1] + 1], alone[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(text[1, :ends[1] + 1], run_local[0], rtol=0, atol=1e-5)
 
 
 # --- the policy -------------------------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ def test_ratio_is_one_on_fresh_data(which, mode, obs, request):
 
 def test_dropout_is_off_until_it_is_asked_for(adapted, obs):
     run = lambda: adapted(obs["image"], obs["goal"]).distribution.type_logits.detach()
-    fresh = VLMPolicy(adapted.backbone, adapted.spec, words=adapted.words)
+    fresh = VLMPolicy(adapted.backbone, adapted.spec, goal_vocab=adapted.goal_vocab)
     assert not any(module.training for module in fresh.modules() if isinstance(module, torch.nn.Dropout))
     adapted.train()
     assert torch.equal(run(), run())
@@ -487,8 +487,8 @@ def test_with_adapters_only_they_and_the_heads_train(adapted, policy, make_polic
     assert trained - adapters == {name for name, _ in adapted.named_parameters() if "_head." in name}
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters} == set(LORA["targets"])
     assert all("language_model" in name for name in adapters) and len(adapters) == 2 * 4 * 2   # layer, target, A and B
-    assert set(adapted.trainable_state()) == {name for name, _ in adapted.named_parameters()}  # no base elsewhere
-    assert set(make_policy(lora=LORA, own_base=False).trainable_state()) == trained
+    assert set(adapted.trainable_state_dict()) == {name for name, _ in adapted.named_parameters()}  # no base elsewhere
+    assert set(make_policy(lora=LORA, own_base=False).trainable_state_dict()) == trained
     assert all(parameter.requires_grad for parameter in policy.parameters())
     groups = adapted.parameter_groups()
     assert set(groups) == {"backbone", "action", "value"}

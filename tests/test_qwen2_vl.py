@@ -25,7 +25,7 @@ from simulator.goal_env import ParticleVectorEnv, action_space
 from simulator.worlds import make_env
 
 NAME, WIDTH, EMBED = "qwen2_vl_small", 64, 32
-SMALL = base_model.sizes(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")
+SMALL = base_model.qwen2_vl_config(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")
 GOALS = ["입자들을 왼쪽으로 이동시켜", "heat", "push everything up to the very top of the world, please, if you can",
          "모아줘", "align them in a horizontal line"]
 B2, B7 = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
@@ -34,7 +34,7 @@ B2, B7 = "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 @pytest.fixture(scope="module", autouse=True)
 def known():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(base_model.KNOWN, NAME, SMALL)
+        patch.setitem(base_model.MODEL_CONFIGS, NAME, SMALL)
         yield
 
 
@@ -55,16 +55,16 @@ def folder(known, tmp_path_factory):
 @pytest.fixture(scope="module")
 def other(known, tmp_path_factory):
     """The same configuration, other weights."""
-    return save_strong_model(tmp_path_factory.mktemp("qwen") / "other", seed=1)
+    return save_strong_model(tmp_path_factory.mktemp("qwen") / "param_mean", seed=1)
 
 
-def build(folder, lora=LORA, hidden=(32,), **options):
+def build_model(folder, lora=LORA, hidden=(32,), **options):
     """A policy on a model folder, the same every time; its adapters have an effect, and its heads decide."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         policy = VLMPolicy(Backbone.from_pretrained(folder, lora=lora, **options),
                            spec_from_space(action_space(64, 64, 50)), hidden=hidden,
-                           words=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
+                           goal_vocab=("1 cluster", "1 left", "1 push", "2 push", "THEN"))
         for name, parameter in policy.named_parameters():
             if "lora_B" in name or "_head." in name:
                 parameter.data += 0.2 * torch.randn(parameter.shape)
@@ -74,12 +74,12 @@ def build(folder, lora=LORA, hidden=(32,), **options):
 @pytest.fixture(scope="module")
 def plain(folder):
     """Shared, as `adapted`: do not change their weights, and leave them in eval()."""
-    return build(folder, lora=None)
+    return build_model(folder, lora=None)
 
 
 @pytest.fixture(scope="module")
 def adapted(folder):
-    return build(folder)
+    return build_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +112,15 @@ def transformers_model(folder):
     return Qwen2VLModel.from_pretrained(folder).eval()
 
 
-def officially(model, folder, images, sentences, side="right"):
+def officially(model, folder, images, instructions, side="right"):
     """What stock transformers makes of a batch, from chat template to hidden states: for each sample those of the
     image tokens [S,D] and of the text after them [T,D]."""
     from transformers import AutoProcessor
     processor = AutoProcessor.from_pretrained(folder)
     processor.tokenizer.padding_side = side
     texts = [processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sentence}]}],
-        add_generation_prompt=True) for sentence in sentences]
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}],
+        add_generation_prompt=True) for instruction in instructions]
     inputs = processor(text=texts, images=pil(images), padding=True, return_tensors="pt")
     assert "mm_token_type_ids" in inputs
     with torch.no_grad():
@@ -133,9 +133,9 @@ def officially(model, folder, images, sentences, side="right"):
     return rows
 
 
-def assert_states(seen, rows, atol):
+def assert_states(patch_features, rows, atol):
     """A backbone's output against `officially`."""
-    text, ends, image, _ = seen
+    text, ends, image, _ = patch_features
     assert text.dtype == image.dtype == torch.float32 and len(text) == len(rows)
     for b, (tokens, after) in enumerate(rows):
         torch.testing.assert_close(text[b, :ends[b] + 1], after, rtol=0, atol=atol)
@@ -147,8 +147,8 @@ def outputs(policy, obs):
     with torch.no_grad():
         output = policy(obs["image"], obs["goal"])
     d = output.distribution
-    return torch.cat([output.value[:, None], output.said, d.type_logits, d.class_logits, d.point.flatten(1),
-                      d.other.flatten(1)], 1)
+    return torch.cat([output.value[:, None], output.slot_logits, d.type_logits, d.class_logits, d.point.flatten(1),
+                      d.param_mean.flatten(1)], 1)
 
 
 def one_line(error):
@@ -166,52 +166,52 @@ def count(parameters):
     return sum(parameter.numel() for parameter in parameters)
 
 
-@pytest.mark.parametrize(("words", "base", "whole", "least", "most"), [
+@pytest.mark.parametrize(("words", "base", "full_tensor", "least", "most"), [
     ("vlm_full", 2_208_985_600, 2_208_985_600, 5.6e6, 5.8e6),
     # 8.29 billion with the vocabulary head (152064 x 3584), which is not built here; that of 2B is its embedding
     ("vlm_full vlm_7b", 7_746_378_240, 8_291_375_616, 11e6, 14e6)])
-def test_sizes_are_those_of_qwen(words, base, whole, least, most):
+def test_sizes_are_those_of_qwen(words, base, full_tensor, least, most):
     from transformers import Qwen2VLForConditionalGeneration
     policy, _ = on_meta(words)
     assert all(tensor.is_meta for tensor in policy.state_dict().values())
     assert count(p for name, p in policy.backbone.named_parameters() if "lora_" not in name) == base
     with torch.device("meta"):
-        assert count(Qwen2VLForConditionalGeneration(policy.backbone.vlm.config).parameters()) == whole
+        assert count(Qwen2VLForConditionalGeneration(policy.backbone.vlm.config).parameters()) == full_tensor
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     assert least < count(trained.values()) < most
     assert all("lora_" in name or "_head." in name for name in trained)
     # what a checkpoint to act from holds, where the base's weights come from the hub
-    policy.backbone.files = None
-    kept = VLMPolicy(policy.backbone, policy.spec, words=policy.words)._kept
+    policy.backbone.config_files = None
+    kept = VLMPolicy(policy.backbone, policy.spec, goal_vocab=policy.goal_vocab)._saved_names
     assert {name for name in kept if "backbone" in name} == {name for name in trained if "backbone" in name}
     assert sum(p.numel() * p.element_size() for p in trained.values()) < (30e6 if base < 3e9 else 50e6)
 
 
 def test_from_files_on_meta_allocates_nothing():
     """Also without adapters."""
-    built = Backbone.from_files(base_model.random_files(B2, GOALS), B2, device="meta")
+    built = Backbone.from_files(base_model.init_model_files(B2, GOALS), B2, device="meta")
     assert count(built.parameters()) == 2_208_985_600 and built.dtype == "bfloat16" and built.device.type == "meta"
 
 
 # --- the documented presets and settings ------------------------------------------------------------------------
 WIDTHS = {B2: 1536, B7: 3584, "vlm_tiny": 96}
 SETTINGS = [f"model.vlm.name:={B2}", "model.vlm.use_lora=True", "model.vlm.lora_r=16", "model.vlm.lora_alpha=32",
-            "train.batch_size=8", "train.lr=1e-4", "vlm.ppo_epochs=50", "vlm.rollout_steps=256", "rl.clip_ratio=0.2",
+            "train.batch_size=8", "train.lr=1e-4", "rl.iterations=50", "rl.rollout_steps=256", "rl.clip_ratio=0.2",
             "rl.gamma=0.99", "physics.gravity_y=0", "physics.restitution=0.8", "physics.em_force_strength=5",
             "physics.em_force_radius=15", "physics.substeps=3", "physics.vibration_scale=0.5",
             "physics.heat_dissipation=0.02", "physics.thermal_radiation_rate=0.01",
             "physics.thermal_radiation_radius=10"]
 DOCUMENTED = [
-    ("vlm_fast", {"vlm.bc_epochs": 0, "vlm.ppo_epochs": 10}),
-    ("vlm_full", {"vlm.bc_epochs": 5, "vlm.ppo_epochs": 50}),
-    ("vlm_long", {"vlm.bc_epochs": 10, "vlm.ppo_epochs": 100}),
-    ("vlm_full vlm_7b", {"model.vlm.name": B7, "vlm.ppo_epochs": 50}),
-    ("vlm_long vlm_7b debug", {"model.vlm.name": B7, "vlm.ppo_epochs": 2}),
-    ("vlm_fast debug", {"vlm.ppo_epochs": 2}),
+    ("vlm_fast", {"bc.epochs": 0, "rl.iterations": 10}),
+    ("vlm_full", {"bc.epochs": 5, "rl.iterations": 50}),
+    ("vlm_long", {"bc.epochs": 10, "rl.iterations": 100}),
+    ("vlm_full vlm_7b", {"model.vlm.name": B7, "rl.iterations": 50}),
+    ("vlm_long vlm_7b debug", {"model.vlm.name": B7, "rl.iterations": 2}),
+    ("vlm_fast debug", {"rl.iterations": 2}),
     ("vlm_tiny", {"model.vlm.name": "vlm_tiny"}),
-    ("vlm_tiny debug", {"vlm.ppo_epochs": 2}),
-    ("vlm_full train.lr=3e-4 vlm.ppo_epochs=100 model.vlm.lora_r=32",
-     {"train.lr": 3e-4, "vlm.ppo_epochs": 100, "model.vlm.lora_r": 32}),
+    ("vlm_tiny debug", {"rl.iterations": 2}),
+    ("vlm_full train.lr=3e-4 rl.iterations=100 model.vlm.lora_r=32",
+     {"train.lr": 3e-4, "rl.iterations": 100, "model.vlm.lora_r": 32}),
     (f"vlm_full model.vlm.name:={B7}", {"model.vlm.name": B7}),
     ("vlm_full zero_gravity high_res", {"physics.gravity_y": 0.0, "world.width": 128, "world.height": 128}),
     ("vlm_full gravity elastic strong_em small_sim",
@@ -257,7 +257,7 @@ def test_min_pixels_is_that_of_the_official_processor(folder, size):
     assert processor.size["shortest_edge"] == 50176
     backbone = Backbone.from_pretrained(folder, min_pixels=50176)
     assert_pixels(backbone, processor, pictures(2, *size))
-    assert backbone.pixels(pictures(1))[1] == (16, 16) and backbone.settings()["min_pixels"] == 50176
+    assert backbone.pixels(pictures(1))[1] == (16, 16) and backbone.init_kwargs()["min_pixels"] == 50176
 
 
 def test_preprocessor_file_as_the_hub_has_it(folder, tmp_path):
@@ -288,12 +288,12 @@ def test_a_picture_too_long_is_refused(plain, folder):
 @pytest.mark.parametrize("size", [64, 224])
 def test_hidden_states_are_those_of_transformers(plain, folder, size, batch):
     """On one batch padded left or right, prompts of all lengths, from the sentences on."""
-    model, images, sentences = transformers_model(folder), pictures(batch, size, size), goals(batch)
+    model, images, instructions = transformers_model(folder), pictures(batch, size, size), goals(batch)
     with torch.no_grad():
-        seen = plain.backbone(images, sentences)
-    assert seen[2].shape == (batch, (4 if size == 64 else 16)**2, WIDTH + EMBED)
+        patch_features = plain.backbone(images, instructions)
+    assert patch_features[2].shape == (batch, (4 if size == 64 else 16)**2, WIDTH + EMBED)
     for side in ("left", "right"):
-        assert_states(seen, officially(model, folder, images, sentences, side), atol=1e-4)
+        assert_states(patch_features, officially(model, folder, images, instructions, side), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (40, 400)])
@@ -308,7 +308,7 @@ def test_reading_is_the_language_model_alone(plain, folder):
     """Without a picture, against transformers' own forward on the same tokens."""
     model = transformers_model(folder)
     with torch.no_grad():
-        text, ends = plain.backbone.read(GOALS)
+        text, ends = plain.backbone.encode_text(GOALS)
         for b, goal in enumerate(GOALS):
             before, after = plain.backbone.prompt(goal)
             wanted = model(input_ids=torch.tensor([before + after])).last_hidden_state[0, len(before):]
@@ -317,10 +317,10 @@ def test_reading_is_the_language_model_alone(plain, folder):
 
 def test_eager_equals_sdpa(plain, folder):
     eager = Backbone.from_pretrained(folder, attention="eager")
-    images, sentences = pictures(8), goals(8)
+    images, instructions = pictures(8), goals(8)
     assert eager.vlm.config._attn_implementation == "eager"
     with torch.no_grad():
-        for ours, wanted in zip(eager(images, sentences), plain.backbone(images, sentences), strict=True):
+        for ours, wanted in zip(eager(images, instructions), plain.backbone(images, instructions), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
 
@@ -333,25 +333,25 @@ def test_adapters_are_those_of_stock_peft(adapted, plain, folder):
     ours = adapted.backbone.model.state_dict()
     assert set(model.state_dict()) == set(ours)
     model.load_state_dict(ours)
-    images, sentences = pictures(6), goals(6)
+    images, instructions = pictures(6), goals(6)
     with torch.no_grad():
-        seen, without = adapted.backbone(images, sentences), plain.backbone(images, sentences)
-    assert (seen[0] - without[0]).abs().max() > 1e-2
-    assert_states(seen, officially(model.eval(), folder, images, sentences), atol=1e-4)
+        patch_features, without = adapted.backbone(images, instructions), plain.backbone(images, instructions)
+    assert (patch_features[0] - without[0]).abs().max() > 1e-2
+    assert_states(patch_features, officially(model.eval(), folder, images, instructions), atol=1e-4)
 
 
 def test_weights_as_the_hub_has_them(folder, tmp_path):
     """The whole model with its vocabulary head, in several files, in bfloat16."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     torch.manual_seed(5)
-    whole = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder, tie_word_embeddings=False)).bfloat16()
-    for file, text in base_model.small_files(folder).items():
+    full_tensor = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder, tie_word_embeddings=False)).bfloat16()
+    for file, text in base_model.read_config_files(folder).items():
         (tmp_path / file).write_text(text)
-    whole.save_pretrained(tmp_path, max_shard_size="200KB")
+    full_tensor.save_pretrained(tmp_path, max_shard_size="200KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     backbone = Backbone.from_pretrained(tmp_path)
-    assert backbone.dtype == "bfloat16" and backbone.base_hash == base_model.fingerprint(whole.model)
-    for name, tensor in whole.model.state_dict().items():
+    assert backbone.dtype == "bfloat16" and backbone.base_hash == base_model.compute_base_hash(full_tensor.model)
+    for name, tensor in full_tensor.model.state_dict().items():
         assert torch.equal(backbone.vlm.state_dict()[name], tensor), name
 
 
@@ -359,7 +359,7 @@ def test_weights_as_the_hub_has_them(folder, tmp_path):
 def test_bfloat16_decides_in_float32(folder, obs):
     """In other batches hidden states may round otherwise, to 8 bits: log-probabilities, of some nats, within 0.05.
     (On a CPU they hardly do; other kernels and a GPU may.)"""
-    policy = build(folder, dtype="bfloat16")
+    policy = build_model(folder, dtype="bfloat16")
     assert {p.dtype for name, p in policy.named_parameters() if "_head." in name} == {torch.float32}
     assert policy.backbone.vlm.dtype == torch.bfloat16
     torch.manual_seed(0)
@@ -376,69 +376,69 @@ def test_under_autocast_the_heads_stay_in_float32(adapted, obs):
     """Bit by bit what they make of the same features without it, in reading too."""
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            seen = adapted.backbone(torch.from_numpy(obs["image"]), obs["goal"])
-            text = adapted.backbone.read(GOALS)
-            inside, said, output = adapted.decide(*seen), adapted.read(GOALS), adapted(obs["image"], obs["goal"])
+            patch_features = adapted.backbone(torch.from_numpy(obs["image"]), obs["goal"])
+            text = adapted.backbone.encode_text(GOALS)
+            inside, said, output = adapted.forward_heads(*patch_features), adapted.parse_goal(GOALS), adapted(obs["image"], obs["goal"])
             actions, log_probs, _ = adapted.sample_action(obs["image"], obs["goal"])
             others = adapted.evaluate_actions(obs, actions)
-        outside = adapted.decide(*seen)
-        assert torch.equal(said, adapted.reading_head(*text))
-    assert {t.dtype for t in (output.value, output.said, said, actions, log_probs, *others)} == {torch.float32}
+        outside = adapted.forward_heads(*patch_features)
+        assert torch.equal(said, adapted.parser_head(*text))
+    assert {t.dtype for t in (output.value, output.slot_logits, said, actions, log_probs, *others)} == {torch.float32}
     torch.testing.assert_close(others[0], log_probs, rtol=0, atol=1e-5)
-    for name in ("type_logits", "mode_logits", "point", "other", "class_logits", "std", "attention", "due"):
+    for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "std", "attention", "subgoal"):
         assert torch.equal(getattr(inside.distribution, name), getattr(outside.distribution, name)), name
-    assert torch.equal(inside.value, outside.value) and torch.equal(inside.said, outside.said)
+    assert torch.equal(inside.value, outside.value) and torch.equal(inside.slot_logits, outside.slot_logits)
 
 
 # --- what the tower has seen ------------------------------------------------------------------------------------
 @pytest.fixture
 def rows(monkeypatch):
     """How many pictures each call of the vision tower was given."""
-    seen, vision = [], Backbone.vision
-    monkeypatch.setattr(Backbone, "vision", lambda self, patches, grid: (
-        seen.append(len(patches)), vision(self, patches, grid))[1])
-    return seen
+    patch_features, vision = [], Backbone.run_vision_tower
+    monkeypatch.setattr(Backbone, "run_vision_tower", lambda self, patches, grid: (
+        patch_features.append(len(patches)), vision(self, patches, grid))[1])
+    return patch_features
 
 
 def test_within_keeping_the_tower_sees_every_picture_once(adapted, rows):
     backbone, images = adapted.backbone, pictures(3)
-    batch, sentences = images[[0, 1, 0, 2, 1, 0]], goals(6)
+    batch, instructions = images[[0, 1, 0, 2, 1, 0]], goals(6)
     with torch.no_grad():
-        wanted = backbone(batch, sentences)
+        wanted = backbone(batch, instructions)
         assert rows == [6]
-        with backbone.keeping():
+        with backbone.cache_vision_features():
             for _ in range(3):
-                for ours, theirs in zip(backbone(batch, sentences), wanted, strict=True):
+                for ours, theirs in zip(backbone(batch, instructions), wanted, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
             backbone(images, GOALS[:3])
             assert rows == [6, 3]
             backbone(pictures(4), GOALS[:4])                # one more, and the three again
-            assert rows == [6, 3, 1] and len(backbone._kept) == 4
-        assert backbone._kept is None
-        backbone(batch, sentences)
+            assert rows == [6, 3, 1] and len(backbone._feature_cache) == 4
+        assert backbone._feature_cache is None
+        backbone(batch, instructions)
     assert rows == [6, 3, 1, 6]
 
 
 def test_pictures_kept_are_told_apart_by_their_shape(adapted):
     """All black, so equal byte by byte."""
     wide, high = torch.zeros(1, 56, 112, 3, dtype=torch.uint8), torch.zeros(1, 112, 56, 3, dtype=torch.uint8)
-    with torch.no_grad(), adapted.backbone.keeping():
-        seen = [adapted.backbone(images, ["heat"])[3] for images in (wide, high, wide)]
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], Backbone.centres(8, 4, 2, "cpu"))
+    with torch.no_grad(), adapted.backbone.cache_vision_features():
+        patch_features = [adapted.backbone(images, ["heat"])[3] for images in (wide, high, wide)]
+    assert torch.equal(patch_features[0], patch_features[2]) and torch.equal(patch_features[1], Backbone.patch_centers(8, 4, 2, "cpu"))
 
 
 def test_nothing_is_kept_after_an_error(adapted):
-    with pytest.raises(RuntimeError, match="stop"), adapted.backbone.keeping():
+    with pytest.raises(RuntimeError, match="stop"), adapted.backbone.cache_vision_features():
         adapted(pictures(1), ["heat"])
         raise RuntimeError("stop")
-    assert adapted.backbone._kept is None
+    assert adapted.backbone._feature_cache is None
 
 
 def test_gradients_within_keeping_are_those_without(folder, obs):
     found = []
     for keep in (False, True):
-        policy, actions = build(folder), torch.zeros(8, 7)
-        with policy.backbone.keeping() if keep else torch.enable_grad():
+        policy, actions = build_model(folder), torch.zeros(8, 7)
+        with policy.backbone.cache_vision_features() if keep else torch.enable_grad():
             policy.act(obs)
             policy.evaluate_actions(obs, actions)[0].sum().backward()
         found.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
@@ -449,10 +449,10 @@ def test_gradients_within_keeping_are_those_without(folder, obs):
 
 def test_a_tower_that_trains_keeps_nothing(plain, rows):
     images = pictures(2)
-    with torch.no_grad(), plain.backbone.keeping():
+    with torch.no_grad(), plain.backbone.cache_vision_features():
         for _ in range(2):
             plain(images, GOALS[:2])
-    assert rows == [2, 2] and plain.backbone._kept is None
+    assert rows == [2, 2] and plain.backbone._feature_cache is None
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -469,7 +469,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, obs, lora):
                 torch.nn.init.normal_(parameter, std=0.1, generator=generator)
         calls.append([])
         layer = policy.backbone.vlm.language_model.layers[0].mlp
-        layer.register_forward_pre_hook(lambda *_, seen=calls[-1]: seen.append(1))
+        layer.register_forward_pre_hook(lambda *_, patch_features=calls[-1]: patch_features.append(1))
         log_probs, entropy, values = policy.train().evaluate_actions(obs, torch.zeros(8, 7))
         forward = len(calls[-1])
         (log_probs.sum() + entropy.sum() + values.square().sum()).backward()
@@ -487,10 +487,10 @@ FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "polic
 def test_stock_peft_reads_the_adapters(adapted, agent, folder):
     from peft import PeftModel
     model = PeftModel.from_pretrained(transformers_model(folder), agent).eval()
-    images, sentences = pictures(6), goals(6)
+    images, instructions = pictures(6), goals(6)
     with torch.no_grad():
-        seen = adapted.backbone(images, sentences)
-    assert_states(seen, officially(model, folder, images, sentences, "left"), atol=1e-5)
+        patch_features = adapted.backbone(images, instructions)
+    assert_states(patch_features, officially(model, folder, images, instructions, "left"), atol=1e-5)
     assert json.loads((agent / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
 
 
@@ -509,7 +509,7 @@ def test_the_model_card(agent, folder):
 
 
 def test_without_adapters_everything_is_in_one_file(folder, obs, tmp_path):
-    policy = build(folder, lora=None)
+    policy = build_model(folder, lora=None)
     policy.save_pretrained(tmp_path / "agent")
     assert sorted(path.name for path in (tmp_path / "agent").iterdir()) == ["README.md", "policy.json", "policy.pt"]
     assert torch.equal(outputs(VLMPolicy.from_pretrained(tmp_path / "agent"), obs), outputs(policy, obs))
@@ -522,8 +522,8 @@ def test_adapters_on_a_random_base_name_it(obs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", never)
     torch.manual_seed(0)
-    backbone = Backbone.from_files(base_model.random_files(NAME, GOALS), NAME, lora=LORA)
-    policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), words=("1 left", "THEN")).eval()
+    backbone = Backbone.from_files(base_model.init_model_files(NAME, GOALS), NAME, lora=LORA)
+    policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), goal_vocab=("1 left", "THEN")).eval()
     policy.save_pretrained(tmp_path / "agent")
     settings = json.loads((tmp_path / "agent" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == NAME
@@ -535,8 +535,8 @@ def test_a_second_save_replaces_the_first_and_nothing_else(folder, agent, obs, t
     shutil.copytree(agent, path)
     (path / "thesis.txt").write_text("mine")
     (tmp_path / "agent.old").mkdir()
-    policy = build(folder)
-    torch.nn.init.normal_(policy.action_head.kind.bias)
+    policy = build_model(folder)
+    torch.nn.init.normal_(policy.action_head.action_type.bias)
     policy.save_pretrained(path)
     assert sorted(file.name for file in path.iterdir()) == [*FILES, "thesis.txt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["agent", "agent.old"]
@@ -551,10 +551,10 @@ def test_a_second_save_replaces_the_first_and_nothing_else(folder, agent, obs, t
 def test_half_of_a_save_is_noticed(folder, agent, tmp_path):
     """The adapters of one agent, the heads of another."""
     shutil.copytree(agent, tmp_path / "agent")
-    policy = build(folder)
+    policy = build_model(folder)
     torch.nn.init.normal_(next(p for name, p in policy.named_parameters() if "lora_B" in name))
-    policy.save_pretrained(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "adapter_model.safetensors", tmp_path / "agent")
+    policy.save_pretrained(tmp_path / "param_mean")
+    shutil.copy(tmp_path / "param_mean" / "adapter_model.safetensors", tmp_path / "agent")
     with pytest.raises(CheckpointError, match="adapters of another agent"):
         VLMPolicy.from_pretrained(tmp_path / "agent")
 
@@ -581,18 +581,18 @@ def test_another_base_is_refused_by_name(agent, adapted, folder, other, tmp_path
     adapted.save(tmp_path / "agent.pt")
     for path in (agent, tmp_path / "agent.pt"):
         with pytest.raises(CheckpointError) as error:
-            VLMPolicy.from_checkpoint(path, base=other)
+            VLMPolicy.from_checkpoint(path, base_model=other)
         assert one_line(error) and str(folder) in str(error.value) and str(other) in str(error.value)
 
 
 def test_the_base_may_move(adapted, folder, obs, tmp_path):
     shutil.copytree(folder, tmp_path / "here")
-    policy = build(tmp_path / "here")
+    policy = build_model(tmp_path / "here")
     policy.save(tmp_path / "agent.pt")
     policy.save_pretrained(tmp_path / "agent")
     (tmp_path / "here").rename(tmp_path / "there")
     for path in (tmp_path / "agent.pt", tmp_path / "agent"):
-        back = VLMPolicy.from_checkpoint(path, base=tmp_path / "there")
+        back = VLMPolicy.from_checkpoint(path, base_model=tmp_path / "there")
         assert torch.equal(outputs(back, obs), outputs(adapted, obs))
         with pytest.raises(CheckpointError, match="here.*give the folder it is in as `base`") as error:
             VLMPolicy.from_checkpoint(path)
@@ -725,7 +725,7 @@ def test_a_broken_folder_is_refused_in_a_line(folder, agent, capsys, tmp_path, k
     damage(tmp_path / "base", kind)
     assert says in refused(capsys, tmp_path / "base", tmp_path)
     with pytest.raises(CheckpointError, match=says) as error:
-        VLMPolicy.from_checkpoint(agent, base=tmp_path / "base")
+        VLMPolicy.from_checkpoint(agent, base_model=tmp_path / "base")
     assert one_line(error) and str(tmp_path / "base") in str(error.value)
 
 
@@ -746,8 +746,8 @@ def cache(tmp_path, monkeypatch):
 def test_what_is_in_the_cache_needs_no_network(offline, folder, agent, cache):
     cached(folder, "me/base", cache)
     cached(agent, "me/agent", cache)
-    assert base_model.reach("me/base") == {"local_files_only": True}
-    assert base_model.reach("me/agent", agent=True) == {"local_files_only": True}
+    assert base_model.resolve_hub_kwargs("me/base") == {"local_files_only": True}
+    assert base_model.resolve_hub_kwargs("me/agent", agent=True) == {"local_files_only": True}
     assert not offline
 
 
@@ -769,7 +769,7 @@ def test_half_a_download_is_gone_on_with(offline, folder, cache):
     (parts / "a.st").touch()
     for name in ("me/base", "me/parts"):
         with pytest.raises(OSError, match="hub cannot be reached"):
-            base_model.reach(name)
+            base_model.resolve_hub_kwargs(name)
     assert offline == ["me/base", "me/parts"]
     (parts / "b.st").touch()
-    assert base_model.reach("me/parts") == {"local_files_only": True}
+    assert base_model.resolve_hub_kwargs("me/parts") == {"local_files_only": True}

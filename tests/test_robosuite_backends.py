@@ -33,7 +33,7 @@ def renders():
     """{backend: whether it does here}."""
     try:
         R.check_installed()
-    except R.WorldError as error:
+    except R.EnvError as error:
         pytest.skip(str(error))
     return {name: not R.try_backend(name) for name in R.BACKENDS}
 
@@ -59,7 +59,7 @@ def test_a_missing_package_is_named_with_the_extra(name):
     code, out, err = python("-c", WITHOUT.format(name=name) + """
 from simulator import rendering, robosuite_env
 try:
-    robosuite_env.RobosuiteEnv(sentences={})
+    robosuite_env.RobosuiteEnv(instructions={})
 except rendering.WorldError as error:
     print(error)
 sys.exit(rendering.doctor())
@@ -71,11 +71,11 @@ sys.exit(rendering.doctor())
 def test_nothing_renders(monkeypatch, renders, capsys):
     monkeypatch.setattr(R, "try_backend", lambda name: f"no {name}")
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    assert R.doctor() == 1
+    assert R.check_rendering() == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "egl: no egl; Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
     assert out[2].startswith("cannot render without a screen: install EGL") and len(out) == 3
-    with pytest.raises(R.WorldError, match="libosmesa6"):
+    with pytest.raises(R.EnvError, match="libosmesa6"):
         R.choose_backend()
     assert os.environ["MUJOCO_GL"] == "egl"
 
@@ -83,7 +83,7 @@ def test_nothing_renders(monkeypatch, renders, capsys):
 def test_without_pictures_no_backend_is_needed(renders):
     code, out, err = python("-c", "from simulator import rendering, robosuite_env\n"
                             "rendering.try_backend = lambda name: 'none'\n"
-                            "env = robosuite_env.RobosuiteEnv(task='Lift', sentences={}, pictures=False)\n"
+                            "env = robosuite_env.RobosuiteEnv(task='Lift', instructions={}, pictures=False)\n"
                             "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
     assert code == 0 and out[0].startswith("False "), err
 
@@ -93,7 +93,7 @@ def test_models_can_be_imported_after_pictures_were_drawn(renders):
     if not any(renders.values()):
         pytest.skip("nothing renders here")
     code, out, err = python("-c", "from simulator.robosuite_env import RobosuiteEnv\n"
-                            "env = RobosuiteEnv(task='Lift', sentences={})\nenv.reset(seed=0)\n"
+                            "env = RobosuiteEnv(task='Lift', instructions={})\nenv.reset(seed=0)\n"
                             "from transformers import Qwen2VLForConditionalGeneration\nprint('good')")
     assert (code, out) == (0, ["good"]), err
 
@@ -103,7 +103,7 @@ def test_worlds_dropped_unclosed_leave_the_pictures_of_others_alone(renders):
     if not any(renders.values()):
         pytest.skip("nothing renders here")
     code, out, err = python("-c", "import gc\nfrom simulator.robosuite_env import RobosuiteEnv\n"
-                            "make = lambda: RobosuiteEnv(task='Lift', sentences={})\n"
+                            "make = lambda: RobosuiteEnv(task='Lift', instructions={})\n"
                             "make()\nenv = make()\ngc.collect()\nmake()\ngc.collect()\n"
                             "a, b = (env.reset(seed=0)[0]['image'] for _ in range(2))\n"
                             "print(a.mean() > 180, (a == b).all())")

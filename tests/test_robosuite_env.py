@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from simulator import robosuite_env as R
-from simulator.rendering import prepare
+from simulator.rendering import setup_mujoco_gl
 from simulator.robosuite_env import RobosuiteEnv, RobosuiteVectorEnv
-from simulator.worlds import WorldError
+from simulator.worlds import EnvError
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"Lift": ("lift_cube", "push_cube"), "PickPlaceCan": ("place_can", "place_can_near"),
@@ -26,8 +26,8 @@ HAND, TABLE = "robot0_eye_in_hand", "agentview"
 @pytest.fixture(scope="module", autouse=True)
 def rendering():
     try:
-        prepare()
-    except WorldError as error:
+        setup_mujoco_gl()
+    except EnvError as error:
         pytest.skip(str(error))
 
 
@@ -39,7 +39,7 @@ def make():
     def get(task="Lift", **settings):
         key = task, str(sorted(settings.items()))
         if key not in worlds:
-            worlds[key] = RobosuiteEnv(task=task, sentences=SAID, **settings)
+            worlds[key] = RobosuiteEnv(task=task, instructions=SAID, **settings)
         return worlds[key]
     yield get
     for world in worlds.values():
@@ -48,7 +48,7 @@ def make():
 
 @pytest.fixture(scope="module")
 def pair():
-    env = RobosuiteVectorEnv(2, sentences=SAID, task="Lift", goals=TASKS["Lift"], resolution=64, max_steps=3,
+    env = RobosuiteVectorEnv(2, instructions=SAID, task="Lift", goals=TASKS["Lift"], resolution=64, max_steps=3,
                              action_repeat=4, proprioception=True)
     yield env
     env.close()
@@ -56,7 +56,7 @@ def pair():
 
 def put(env, place):
     """Sets the thing down there, at rest."""
-    joint = env.object().joints[0]
+    joint = env.object_model().joints[0]
     env.sim.data.set_joint_qpos(joint, [*place, 1, 0, 0, 0])
     env.sim.data.set_joint_qvel(joint, np.zeros(6))
     env.sim.forward()
@@ -83,7 +83,7 @@ def of(obs, world):
 
 # --- many worlds: first, for a process that has rendered had better not fork ----------------------------------------
 def test_vector_observations_endings_and_autoreset(pair):
-    obs, infos = pair.reset(seed=[7, 8], options={"goals": ["push_cube", None], "texts": [None, "do it"]})
+    obs, infos = pair.reset(seed=[7, 8], options={"goals": ["push_cube", None], "instructions": [None, "do it"]})
     assert pair.observation_space.contains(obs) and obs["image"].shape == (2, 64, 64, 3)
     assert obs["goal"][0] in SAID["push_cube"] and obs["goal"][1] == "do it" and infos["goal"][0] == "push_cube"
     for k in range(3):
@@ -112,53 +112,53 @@ def test_success_in_a_vector_is_told_as_in_the_other_worlds(pair):
 
 def test_place_in_the_vector_and_what_ran_before_make_no_difference(pair):
     actions = np.random.default_rng(1).integers(8, size=(7, 2))        # two episodes' ends in it
-    alone = RobosuiteVectorEnv(1, sentences=SAID, **{key: getattr(pair.settings, key) for key in (
+    run_local = RobosuiteVectorEnv(1, instructions=SAID, **{key: getattr(pair.settings, key) for key in (
         "task", "goals", "resolution", "max_steps", "action_repeat", "proprioception")})
     try:
         for world, seed in ((0, 41), (1, 42)):
-            both, one = pair.reset(seed=[41, 42])[0], alone.reset(seed=[seed])[0]
+            both, one = pair.reset(seed=[41, 42])[0], run_local.reset(seed=[seed])[0]
             assert same(of(both, world), of(one, 0)) and not same(of(both, 0), of(both, 1))
             for action in actions:
-                both, one = pair.step(action), alone.step(action[[world]])
+                both, one = pair.step(action), run_local.step(action[[world]])
                 assert same(of(both[0], world), of(one[0], 0))
                 assert all(both[i][world] == one[i][0] for i in (1, 2, 3))
     finally:
-        alone.close()
+        run_local.close()
 
 
 def test_once_asked_for_worlds_rest_after_their_episode(pair):
-    pair.reset(seed=[7, 8], options={"once": True})
+    pair.reset(seed=[7, 8], options={"single_episode": True})
     *_, truncated, infos = [pair.step(np.array([4, 0])) for _ in range(3)][-1]
     assert truncated.all() and "episode" in infos
-    rests, episodes = pair.step(np.array([4, 0]))[0], [json.loads(text)["episode"] for text in pair.state()["worlds"]]
+    rests, episodes = pair.step(np.array([4, 0]))[0], [json.loads(text)["episode"] for text in pair.state()["envs"]]
     assert all(same(of(rests, world), infos["final_obs"][world]) for world in range(2)) and episodes == [0, 0]
     obs, rewards, terminated, truncated, infos = pair.step(np.array([1, 1]))
     assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any()) and "episode" not in infos
     pair.reset(seed=[7, 8])
     for _ in range(4):
         obs, *_ = pair.step(np.array([4, 0]))
-    assert [json.loads(text)["episode"] for text in pair.state()["worlds"]] == [1, 1] and not same(obs, rests)
+    assert [json.loads(text)["episode"] for text in pair.state()["envs"]] == [1, 1] and not same(obs, rests)
 
 
 def test_misuse_is_told_in_one_line():
-    env = RobosuiteEnv(task="Lift", pictures=False, sentences=SAID)
-    with pytest.raises(WorldError, match="reset"):
+    env = RobosuiteEnv(task="Lift", pictures=False, instructions=SAID)
+    with pytest.raises(EnvError, match="reset"):
         env.step(0)
-    with pytest.raises(WorldError, match="no option 'gaol' in this world: choose from goal, text, watch"):
+    with pytest.raises(EnvError, match="no option 'gaol' in this world: choose from goal, text, monitor_goal"):
         env.reset(options={"gaol": "lift_cube"})
     assert "lift_cube, push_cube" in env.reset(options={"goal": "open the drawer"})[1]["note"]
     env.step(True)      # Gymnasium takes it for 1
     env.close()
     env.close()
-    for call in (env.reset, lambda: env.step(0), env.thing):
-        with pytest.raises(WorldError, match="this world is closed"):
+    for call in (env.reset, lambda: env.step(0), env.object_pos):
+        with pytest.raises(EnvError, match="this world is closed"):
             call()
-    with pytest.raises(WorldError, match="cameras names no camera"):
-        R.Settings(cameras=())
+    with pytest.raises(EnvError, match="cameras names no camera"):
+        R.RobosuiteConfig(cameras=())
 
 
 def test_unseeded_worlds_differ():
-    env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, sentences=SAID)
+    env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, instructions=SAID)
     try:
         assert env.reset()[0]["goal"] in SAID["lift_cube"]
         first = env.unwrapped.seed
@@ -174,7 +174,7 @@ class FakeWorld(RobosuiteEnv):
     def __init__(self):
         self.seed, self.episode = None, -1
 
-    def begin(self):
+    def start_episode(self):
         self.goal, self.scored = self.seed, True
 
     def observe(self):
@@ -197,10 +197,10 @@ def test_vector_state_is_restored_with_sentences_and_what_is_not_scored(pair):
 def test_teaching_in_a_vector(pair):
     obs, _ = pair.reset(seed=5, options={"goals": ["lift_cube", "push_cube"]})
     assert pair.expert_actions().tolist() == [7, 6]            # opens to grasp, closes to push
-    asked, actions = pair.ask_otherwise(np.random.default_rng(0), 0.0)
-    assert actions.tolist() == [7, 6] and asked["words"].tolist() == [[1, 0], [0, 1]]
-    assert asked["places"].shape == (2, 2, 2) and np.isnan(asked["places"][:, 1]).all()
-    blind = RobosuiteVectorEnv(1, sentences=SAID, pictures=False, task="Lift")
+    asked, actions = pair.relabel_goals(np.random.default_rng(0), 0.0)
+    assert actions.tolist() == [7, 6] and asked["goal_slots"].tolist() == [[1, 0], [0, 1]]
+    assert asked["object_xy"].shape == (2, 2, 2) and np.isnan(asked["object_xy"][:, 1]).all()
+    blind = RobosuiteVectorEnv(1, instructions=SAID, pictures=False, task="Lift")
     try:
         assert not blind.reset(seed=5)[0]["image"].any() and blind.expert_actions().tolist() == [7]
     finally:
@@ -209,15 +209,15 @@ def test_teaching_in_a_vector(pair):
 
 def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
     for harm in ("action", "death", "interrupt"):
-        env = RobosuiteVectorEnv(2, sentences=SAID, pictures=False, task="Lift")
+        env = RobosuiteVectorEnv(2, instructions=SAID, pictures=False, task="Lift")
         processes = list(env.processes)
         env.reset(seed=0)
         if harm == "action":
-            with pytest.raises(WorldError, match="choose from 0 to 7"):
+            with pytest.raises(EnvError, match="choose from 0 to 7"):
                 env.step(np.array([0, 8]))
         elif harm == "death":
             os.kill(processes[0].pid, signal.SIGKILL)
-            with pytest.raises(WorldError, match="a robot arm has ended"):
+            with pytest.raises(EnvError, match="a robot arm has ended"):
                 env.step(np.array([0, 0]))
         else:       # Ctrl-C came when one answer had been read and the other not
             env.step_async(np.array([0, 0]))
@@ -230,7 +230,7 @@ LOOP = """
 import signal
 from simulator.robosuite_env import RobosuiteVectorEnv
 signal.signal(signal.SIGTERM, lambda *_: None)      # as a trainer that would rather save first
-env = RobosuiteVectorEnv(2, sentences={}, pictures=False, task="Lift")
+env = RobosuiteVectorEnv(2, instructions={}, pictures=False, task="Lift")
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append(True))     # as one that finishes its step
 env.reset(seed=0)
@@ -270,20 +270,20 @@ def running(pid):
 # --- spaces and actions ---------------------------------------------------------------------------------------------
 def test_action_table():
     assert R.ACTIONS == ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
-    assert R.VECTORS.tolist() == [
+    assert R.ACTION_VECTORS.tolist() == [
         [-0.5, 0, 0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0, 0], [0, -0.5, 0, 0, 0, 0, 0], [0, 0.5, 0, 0, 0, 0, 0],
         [0, 0, 0.5, 0, 0, 0, 0], [0, 0, -0.5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, -1]]
 
 
 def test_named_actions_do_what_they_are_called(make):
     # 10 control steps: 250 mm are commanded, the controller makes about 55 mm of it while they last
-    env, ways = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True), R.VECTORS[:6, :3] * 2
+    env, ways = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True), R.ACTION_VECTORS[:6, :3] * 2
     for seed in (0, 1):
         for action, name in enumerate(R.ACTIONS):
             env.reset(seed=seed)
-            place, fingers = env.hand(), np.ptp(env.proprio()[7:])
-            env.advance(action)
-            moved, widened = env.hand() - place, np.ptp(env.proprio()[7:]) - fingers
+            place, fingers = env.eef_pos(), np.ptp(env.proprio()[7:])
+            env.apply_action(action)
+            moved, widened = env.eef_pos() - place, np.ptp(env.proprio()[7:]) - fingers
             if action < 6:
                 assert 0.04 < moved @ ways[action] < 0.08 and np.linalg.norm(moved * (ways[action] == 0)) < 0.01, name
                 assert abs(widened) < 0.002, name
@@ -300,7 +300,7 @@ def test_spaces_contain_what_is_observed(make, size, cameras, proprioception):
         assert obs["image"].shape == (size, size * len(cameras), 3) and obs["image"].dtype == np.uint8
         if proprioception:
             assert obs["proprio"].shape == (9,) and obs["proprio"].dtype == np.float32
-            assert np.allclose(obs["proprio"][:3], env.hand(), atol=1e-6)
+            assert np.allclose(obs["proprio"][:3], env.eef_pos(), atol=1e-6)
             assert abs(np.linalg.norm(obs["proprio"][3:7]) - 1) < 1e-5
     one, other = env.reset(seed=0)[0]["image"], env.reset(seed=1)[0]["image"]
     assert one.std() > 20 and not np.array_equal(one, other) and not np.shares_memory(one, other)
@@ -324,7 +324,7 @@ def test_numbers_that_are_none_do_no_harm(make):
         assert np.array_equal(env.sim.data.qpos, after[name])
     assert np.array_equal(after["nan"], after["zero"]) and np.array_equal(after["-inf"], after["-one"])
     assert np.array_equal(after["inf"], after["one"]) and np.array_equal(after["ten"], after["one"])
-    with pytest.raises(WorldError, match="7 numbers"):
+    with pytest.raises(EnvError, match="7 numbers"):
         env.step(np.zeros(6))
 
 
@@ -332,9 +332,9 @@ def test_numbers_that_are_none_do_no_harm(make):
 def test_wrong_named_actions(make, action):
     env = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True)
     env.reset(seed=0)
-    with pytest.raises(WorldError, match="choose from 0 to 7"):
+    with pytest.raises(EnvError, match="choose from 0 to 7"):
         env.step(action)
-    assert not env.done_actions
+    assert not env.action_history
 
 
 @pytest.mark.parametrize("wrong, right", [
@@ -345,13 +345,13 @@ def test_wrong_named_actions(make, action):
     ({"resolution": 84.5}, "84.5"), ({"control_freq": "20"}, "'20'")])
 def test_wrong_settings(wrong, right):
     for kind in (RobosuiteEnv, lambda **settings: RobosuiteVectorEnv(1, **settings)):
-        with pytest.raises(WorldError) as error:
-            kind(sentences=SAID, **wrong)
+        with pytest.raises(EnvError) as error:
+            kind(instructions=SAID, **wrong)
         assert right in str(error.value) and "\n" not in str(error.value)
 
 
 def test_one_name_is_as_good_as_a_list_of_one():
-    settings = R.Settings(cameras=TABLE, goals="place_can_near")
+    settings = R.RobosuiteConfig(cameras=TABLE, goals="place_can_near")
     assert settings.cameras == (TABLE,) and settings.goals == ("place_can_near",)
 
 
@@ -365,7 +365,7 @@ def test_pictures_are_robosuites_own_upright(make, task):
     for seed in range(4):
         env.reset(seed=seed)
         for action in rng.integers(8, size=6):
-            env.advance(action)
+            env.apply_action(action)
         for name, counts in differing.items():
             mine, raw = env.picture([name]), lambda name=name: env.sim.render(84, 84, camera_name=name)
             assert np.array_equal(mine, raw()[::-1]) and mine.flags.c_contiguous       # what is out of view, too
@@ -406,37 +406,37 @@ def test_the_gripper_is_below_and_the_thing_where_it_is_said_to_be(make):
     fingers = seen(env, HAND, body("finger"))
     assert len(fingers) > 50 and fingers[:, 0].mean() > 0.6 and (fingers[:, 0] > 0.5).mean() > 0.9
     for name in (HAND, TABLE):
-        cube, place = seen(env, name, body("cube")), env.camera(name).place(env.thing())
+        cube, place = seen(env, name, body("cube")), env.camera(name).locate(env.object_pos())
         assert len(cube) and np.abs(cube.mean(0) + 0.5 / 84 - place[::-1]).max() < 0.03
-    assert np.isnan(env.camera(HAND).place(env.camera(HAND).data.cam_xpos[env.camera(HAND).id] + [0, 0, 1])).all()
+    assert np.isnan(env.camera(HAND).locate(env.camera(HAND).data.cam_xpos[env.camera(HAND).id] + [0, 0, 1])).all()
 
 
 # --- stages and endings ---------------------------------------------------------------------------------------------
 def test_stages_of_the_can_by_hand(make, monkeypatch):
     env = make("PickPlaceCan", pictures=False, max_steps=3, reward="progress", goals=TASKS["PickPlaceCan"])
     env.reset(seed=0, options={"goal": "place_can"})
-    target, start, hand = env.target(), env.start, env.hand()
-    assert env.value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - hand))))
+    target, start, hand = env.target(), env.start, env.eef_pos()
+    assert env.shaped_value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - hand))))
     put(env, hand - [0, 0, 0.1])                # 10 cm below the hand: 0.1 (1 - tanh 1) = 0.0238
-    reach = env.value()
+    reach = env.shaped_value()
     assert reach == pytest.approx(0.0238, abs=1e-4) and not any(env.stages()[name] for name in ("reach", "grasp"))
     monkeypatch.setattr(env, "grasped", lambda: True)
     put(env, start)
-    grasp = env.value()         # 25 cm below where it is carried: 1 - tanh(3.75) = 0.0011
+    grasp = env.shaped_value()         # 25 cm below where it is carried: 1 - tanh(3.75) = 0.0011
     away = 0.2 * (1 - np.tanh(10 * np.linalg.norm((target - start)[:2])))
     assert grasp == pytest.approx(0.35 + 0.15 * (1 - np.tanh(3.75)) + away, abs=1e-4)
     put(env, start + [0, 0, 0.25])
-    lift = env.value()
+    lift = env.shaped_value()
     assert lift == pytest.approx(0.5 + away, abs=1e-4) and not env.stages()["hover"]
     put(env, [*target[:2], start[2] + 0.25])
-    hover = env.value()
-    assert hover == pytest.approx(0.7, abs=1e-4) and env.stages()["hover"] and not env.reached()
+    hover = env.shaped_value()
+    assert hover == pytest.approx(0.7, abs=1e-4) and env.stages()["hover"] and not env.is_success()
     monkeypatch.undo()
-    assert env.value() == 0.5                    # let go over its compartment
+    assert env.shaped_value() == 0.5                    # let go over its compartment
     put(env, target + [0, 0, 0.06])
-    assert env.reached() and env.value() == 1 and not env.reached("place_can_near")
+    assert env.is_success() and env.shaped_value() == 1 and not env.is_success("place_can_near")
     put(env, env.target("place_can_near") + [0, 0, 0.06])
-    assert env.reached("place_can_near") and not env.reached()
+    assert env.is_success("place_can_near") and not env.is_success()
     assert reach < grasp < lift < hover < 1
 
 
@@ -449,7 +449,7 @@ def test_success_terminates_and_the_limit_truncates_never_both(make):
             assert [step[2:4] for step in steps] == [(False, False), (False, False), (False, True)]
             assert steps[2][4]["episode"]["success"] is False and "episode" not in steps[1][4]
             env.reset(seed=0, options={"goal": goal})
-            start, total = env.value(), env.step(4)[1] + env.step(4)[1]
+            start, total = env.shaped_value(), env.step(4)[1] + env.step(4)[1]
             put(env, env.target() + [0, 0, 0.06])
             _, last, *ends, info = env.step(4)                     # on the last step: success, not the time limit
             assert ends == [True, False] and info["success"] and info["episode"]["goal"] == goal
@@ -460,7 +460,7 @@ def test_success_terminates_and_the_limit_truncates_never_both(make):
     assert (reward, ends, info["success"], info["goal"]) == (0, [False, False], False, None)
     state = env.state()
     env.restore(state)
-    assert env.state() == state and not env.scored and env.text == "juggle"
+    assert env.state() == state and not env.scored and env.instruction == "juggle"
 
 
 # --- repeatability --------------------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_two_worlds_in_one_process_draw_their_own_pictures(make):
     picture = one.reset(seed=0)[0]["image"]
     assert not np.array_equal(other.reset(seed=0)[0]["image"], picture)
     assert np.array_equal(one.picture(), picture)
-    RobosuiteEnv(task="Lift", sentences=SAID).close()
+    RobosuiteEnv(task="Lift", instructions=SAID).close()
     assert np.array_equal(one.picture(), picture)
 
 
@@ -480,11 +480,11 @@ def test_same_seed_and_actions_same_trajectory(make, task):
     first = play(env, 11, actions)
     for action in rng.integers(8, size=9):
         env.step(action)
-    put(env, env.hand())                                           # and something is in its hand
+    put(env, env.eef_pos())                                           # and something is in its hand
     env.step(6)
     assert play(env, 11, actions) == first and play(env, 12, [])[0][2] != first[0][2]
     if task == "Lift":
-        fresh = RobosuiteEnv(task=task, action_repeat=4, sentences=SAID)
+        fresh = RobosuiteEnv(task=task, action_repeat=4, instructions=SAID)
         try:
             assert play(fresh, 11, actions) == first
         finally:
@@ -510,7 +510,7 @@ def test_experts_reach_every_goal(make, task, space, repeat, seeds):
         runs = []
         for seed in (*seeds, *seeds[:goal == "lift_cube"]):
             env.reset(seed=seed, options={"goal": goal})
-            actions, order, total, ended = [], [], env.value(), False
+            actions, order, total, ended = [], [], env.shaped_value(), False
             while not ended:
                 actions.append(env.expert_action())
                 assert env.action_space.contains(actions[-1])

@@ -7,22 +7,22 @@ from collections import Counter
 
 import pytest
 
-from simulator.language import CHARACTERS
+from simulator.language import ALLOWED_CHARS
 from simulator.robosuite_env import TASKS
-from simulator.robosuite_language import SAYS, rows, sentences_by_goal, understand, understand_words
+from simulator.robosuite_language import GOAL_PATTERNS, instructions_by_goal, parse_by_keywords, parse_instruction, rows
 
 SCENE = {goal: task.goals for task in TASKS.values() for goal in task.goals}
 
 
 def test_every_goal_has_its_sentences_in_both_languages():
-    assert set(SAYS) == set(SCENE)
+    assert set(GOAL_PATTERNS) == set(SCENE)
     counts = Counter((row["goal"], row["language"], row["split"]) for row in rows())
     for goal, language in itertools.product(SCENE, ("ko", "en")):
         assert 250 <= counts[goal, language, "train"] <= 260 and counts[goal, language, "held_out"] == 15
     for split, total in ("train", 3103), ("held_out", 180):
-        assert sum(map(len, sentences_by_goal(split).values())) == total
-        either = [sentences_by_goal(split, language)["lift_nut"] for language in ("ko", "en")]
-        assert sorted(sum(either, [])) == sorted(sentences_by_goal(split)["lift_nut"])
+        assert sum(map(len, instructions_by_goal(split).values())) == total
+        either = [instructions_by_goal(split, language)["lift_nut"] for language in ("ko", "en")]
+        assert sorted(sum(either, [])) == sorted(instructions_by_goal(split)["lift_nut"])
 
 
 def test_no_sentence_occurs_twice_whatever_its_case_spaces_and_punctuation():
@@ -33,7 +33,7 @@ def test_no_sentence_occurs_twice_whatever_its_case_spaces_and_punctuation():
 def test_training_shows_nothing_of_the_held_out_families():
     for goal in SCENE:
         for language in ("ko", "en"):
-            families = {split: {row["family"] for row in rows() if (row["goal"], row["language"], row["split"])
+            families = {split: {row["template_family"] for row in rows() if (row["goal"], row["language"], row["split"])
                                 == (goal, language, split)} for split in ("train", "held_out")}
             assert len(families["train"]) >= 8 and len(families["held_out"]) >= 3
             assert families["train"].isdisjoint(families["held_out"])
@@ -43,7 +43,7 @@ def test_sentences_are_in_the_language_they_say_and_in_characters_that_the_polic
     for row in rows():
         assert bool(re.search("[가-힣]", row["text"])) == (row["language"] == "ko"), row["text"]
         assert row["text"] == unicodedata.normalize("NFC", row["text"]).strip()
-        assert set(row["text"]) <= CHARACTERS and len(row["text"]) <= 500
+        assert set(row["text"]) <= ALLOWED_CHARS and len(row["text"]) <= 500
 
 
 @pytest.mark.parametrize("text, goal", [
@@ -51,12 +51,12 @@ def test_sentences_are_in_the_language_they_say_and_in_characters_that_the_polic
     ("캔을 먼 칸에 넣어줘", "place_can"), ("캔을 가까운 칸에 넣어줘", "place_can_near"),
 ])
 def test_fixed_sentences_are_trained_on(text, goal):
-    assert text in sentences_by_goal()[goal]
+    assert text in instructions_by_goal()[goal]
 
 
 @pytest.mark.parametrize("change, message", [
     ({"goal": "push()"}, "goal must be lift_cube or"), ({"language": "fr"}, "language must be"),
-    ({"text": ""}, "text must be"), ({"family": 3}, "family must be"),
+    ({"text": ""}, "text must be"), ({"template_family": 3}, "template_family must be"),
 ])
 def test_a_malformed_row_is_one_line_with_its_number(tmp_path, change, message):
     path = tmp_path / "rows.jsonl"
@@ -69,15 +69,15 @@ def test_a_malformed_row_is_one_line_with_its_number(tmp_path, change, message):
 def test_every_sentence_that_ships_is_understood_whatever_its_case_spaces_and_end():
     for row in rows():
         typed = "  " + unicodedata.normalize("NFD", row["text"].rstrip(".?").upper().replace(" ", "  ")) + "!! "
-        assert understand(typed, SCENE[row["goal"]]) == understand(typed, tuple(SCENE)) == row["goal"]
-        assert understand(typed, [goal for goal in SCENE if goal != row["goal"]]) is None
+        assert parse_instruction(typed, SCENE[row["goal"]]) == parse_instruction(typed, tuple(SCENE)) == row["goal"]
+        assert parse_instruction(typed, [goal for goal in SCENE if goal != row["goal"]]) is None
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_key_words_alone_place_nine_in_ten_and_misplace_none(split):
     for language in ("ko", "en"):
-        wanted = [(text, goal) for goal, texts in sentences_by_goal(split, language).items() for text in texts]
-        answers = [understand_words(text, SCENE[goal]) for text, goal in wanted]
+        wanted = [(text, goal) for goal, texts in instructions_by_goal(split, language).items() for text in texts]
+        answers = [parse_by_keywords(text, SCENE[goal]) for text, goal in wanted]
         wrong = [(text, answer) for (text, goal), answer in zip(wanted, answers, strict=True)
                  if answer not in (None, goal)]
         assert wrong == []
@@ -100,7 +100,7 @@ def test_key_words_alone_place_nine_in_ten_and_misplace_none(split):
     ("would you mind raising the nut", "lift_nut"), ("너트를 번쩍 들어라", "lift_nut"),
 ])
 def test_free_sentences(text, goal):
-    assert understand(text, SCENE[goal]) == goal
+    assert parse_instruction(text, SCENE[goal]) == goal
 
 
 @pytest.mark.parametrize("text, goal", [
@@ -136,4 +136,4 @@ def test_free_sentences(text, goal):
     ("I pushed the cube forward", "push_cube"), ("너트를 기둥에 걸었어", "place_nut"),
 ])
 def test_unclear_sentences_get_no_goal(text, goal):
-    assert understand(text, SCENE[goal]) is None
+    assert parse_instruction(text, SCENE[goal]) is None

@@ -18,19 +18,19 @@ from models.vlm_policy import VLMPolicy  # noqa: E402
 from simulator import robosuite_env  # noqa: E402
 from simulator.rendering import choose_backend  # noqa: E402
 from simulator.rollout import collect  # noqa: E402
-from simulator.worlds import WorldError, make_env  # noqa: E402
+from simulator.worlds import EnvError, make_env  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
 
 try:
     choose_backend()
-except WorldError as error:
+except EnvError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 SMALL = ["vlm_tiny", "robosuite_lift", "model.heads.hidden=[32]", "env.num_envs=2", "env.max_steps=6",
-         "robosuite.resolution=64", "vlm.reading_samples=32", "vlm.bc_episodes=8", "vlm.bc_samples=48",
-         "vlm.rollout_steps=8", "vlm.ppo_epochs=3", "train.batch_size=8", "rl.critic_warmup=1", "rl.ppo_epochs=2",
+         "robosuite.resolution=64", "parser.samples=32", "bc.episodes=8", "bc.samples=48",
+         "rl.rollout_steps=8", "rl.iterations=3", "train.batch_size=8", "rl.critic_warmup=1", "rl.update_epochs=2",
          "rl.target_kl=10.0", "eval.episodes=4", "eval.every=0", "train.save_every=1"]
 
 
@@ -50,16 +50,16 @@ def test_a_run_ends_with_finished_episodes_a_best_checkpoint_and_stages(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ppo = [row for row in rows if row.get("stage") == "ppo"]
     assert len(ppo) == 3 and sum(row["rollout/episodes"] for row in ppo) >= 8
-    told = [row for row in ppo if row["rollout/episodes"]]
-    assert all(row["rollout/length"] <= 6 and 0 <= row["rollout/success_rate"] <= 1 for row in told)
-    assert all({"rollout/reach", "rollout/return"} <= set(row) for row in told) and "rollout/hover" not in told[0]
-    assert any("rollout/grasp" in row for row in told)
+    mean_episode_stats = [row for row in ppo if row["rollout/episodes"]]
+    assert all(row["rollout/length"] <= 6 and 0 <= row["rollout/success_rate"] <= 1 for row in mean_episode_stats)
+    assert all({"rollout/reach", "rollout/return"} <= set(row) for row in mean_episode_stats) and "rollout/hover" not in mean_episode_stats[0]
+    assert any("rollout/grasp" in row for row in mean_episode_stats)
     assert (run / "vlm_best.pt").is_file() and (run / "vlm_best.pt").stat().st_size < 4_000_000
     figures = json.loads((run / "eval.json").read_text())
-    mine = figures["policy"]["deterministic"]
+    mine = figures["policy"]["greedy"]
     assert figures["episodes"] == 4 and set(mine["stages"]) == {"reach", "grasp", "lift"}
     assert set(mine["per_goal"]) == {"lift_cube", "push_cube"}
-    assert len(list((run / "demonstrations").glob("*.hdf5"))) == train_vlm.ROUNDS
+    assert len(list((run / "demonstrations").glob("*.hdf5"))) == train_vlm.NUM_DAGGER_ROUNDS
     with Image.open(run / "episodes.gif") as gif:
         assert gif.n_frames >= 8 and gif.size[0] >= 512
 
@@ -105,12 +105,12 @@ def test_evaluation_and_its_splits(run, tmp_path, capsys):
     assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--episodes", "2", "--json", str(out)]) == 0
     assert "stage: reach" in capsys.readouterr().out
     assert set(json.loads(out.read_text())["baselines"]) == {"no-op", "random", "expert"}
-    args = ["--model", str(run / "vlm_best.pt"), "--split", "held_out_ko", "swap", "--episodes", "2"]
+    args = ["--model", str(run / "vlm_best.pt"), "--split", "held_out_ko", "instruction_swap", "--episodes", "2"]
     assert evaluate.main([*args, "--json", str(out)]) == 0
     figures = json.loads(out.read_text())
-    assert figures["held_out_ko"]["deterministic"]["n"] == 2
-    assert set(figures["swap"]["expert"]) == {"spoken", "true", "true_if_told", "gap"}
-    assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--split", "chain"]) == 2
+    assert figures["held_out_ko"]["greedy"]["n"] == 2
+    assert set(figures["instruction_swap"]["expert"]) == {"instructed", "original", "original_if_instructed", "gap"}
+    assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--split", "long_horizon"]) == 2
     assert "unknown split 'chain': choose from held_out, all, seen" in capsys.readouterr().err
 
 
@@ -118,8 +118,8 @@ def test_inference_shows_an_episode_of_the_arm(run, tmp_path, capsys):
     gif = tmp_path / "lift.gif"
     words = ["--model", str(run / "vlm_best.pt"), "--output", str(gif), "--seed", "2"]
     assert inference.main(["--goal", "큐브를 들어 올려줘", *words]) == 0
-    told = capsys.readouterr().out
-    assert "scored as lift_cube" in told and any(f"1  {name}" in told for name in robosuite_env.ACTIONS)
+    mean_episode_stats = capsys.readouterr().out
+    assert "scored as lift_cube" in mean_episode_stats and any(f"1  {name}" in mean_episode_stats for name in robosuite_env.ACTIONS)
     with Image.open(gif) as frames:
         assert frames.n_frames == 7 and np.asarray(frames.convert("RGB")).std() > 20
     assert inference.main(["--goal", "sing", *words]) == 0 and "not scored" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_inference_shows_an_episode_of_the_arm(run, tmp_path, capsys):
     ("env.goals=['fly']", "no goal 'fly' in this world: choose from lift_cube, push_cube"),
     ("robosuite.cameras=['eye']", "no camera 'eye' in this world: choose from robot0_eye_in_hand"),
     ("robosuite.robot:=R2D2", "no robot 'R2D2' in this world: choose from Panda"),
-    ("vlm.bc_data:=nowhere.hdf5", "no demonstrations at nowhere.hdf5"),
+    ("bc.data:=nowhere.hdf5", "no demonstrations at nowhere.hdf5"),
 ])
 def test_what_cannot_be_is_said_in_one_line_before_anything_is_written(word, said, tmp_path, capsys):
     assert train_vlm.main([*SMALL, word, f"train.output_dir:={tmp_path / 'out'}"]) == 2

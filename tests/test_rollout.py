@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from simulator.evaluation import run_episodes, share, step_ratio, summary, wilson
+from simulator.evaluation import run_episodes, step_ratio, success_rate, summarize, wilson
 from simulator.goal_env import ParticleVectorEnv
-from simulator.rollout import collect, stack
+from simulator.rollout import collect, stack_obs
 
 
 class Scripted:
@@ -51,11 +51,11 @@ class Reader:
 
 @pytest.fixture
 def two_rollouts():
-    env, tally = Scripted(), np.zeros((2, 2))
+    env, episode_stats = Scripted(), np.zeros((2, 2))
     obs, _ = env.reset()
-    first, obs = collect(env, Reader(), obs, 16, tally)
-    second, obs = collect(env, Reader(), obs, 16, tally)
-    return env, first, second, obs, tally
+    first, obs = collect(env, Reader(), obs, 16, episode_stats)
+    second, obs = collect(env, Reader(), obs, 16, episode_stats)
+    return env, first, second, obs, episode_stats
 
 
 def test_rollouts_follow_on_without_a_reset(two_rollouts):
@@ -95,10 +95,10 @@ def test_values_that_follow(two_rollouts):
 
 def test_episodes_are_counted_across_rollouts(two_rollouts):
     """Each has 10 steps and returns 1 + ... + 10 = 55, twice that in world 1; the second began in the first rollout."""
-    _, first, second, _, tally = two_rollouts
+    _, first, second, _, episode_stats = two_rollouts
     expected = [{"return": 55.0 * (e + 1), "length": 10, "success": e == 0, "goal": f"goal {e}"} for e in range(2)]
     assert first.episodes == expected and second.episodes == expected * 2
-    assert tally.tolist() == [[1 + 2, 2 + 4], [2, 2]]
+    assert episode_stats.tolist() == [[1 + 2, 2 + 4], [2, 2]]
 
 
 def test_nothing_is_carried_over_where_no_tally_is_given():
@@ -115,17 +115,17 @@ def test_real_environment_and_policy(policy):
     obs, _ = env.reset(seed=0)
     step = env.step
 
-    def watched(actions):
+    def monitor_success(actions):
         result = step(actions)
         finals[len(finals)] = result[-1].get("final_obs")
         return result
 
-    env.step = watched
+    env.step = monitor_success
     torch.manual_seed(0)
     with torch.no_grad():
         policy.value_head.out.weight.normal_()                 # zero at the start, as would be every value
         rollout, after = collect(env, policy, obs, 6)
-        following = {key: np.concatenate([rollout.obs[key][1:], stack([after])[key]]) for key in after}
+        following = {key: np.concatenate([rollout.obs[key][1:], stack_obs([after])[key]]) for key in after}
         for t, e in rollout.truncated.nonzero().tolist():
             following["image"][t, e], following["goal"][t, e] = finals[t][e]["image"], finals[t][e]["goal"]
         flat = {key: values.reshape(18, *values.shape[2:]) for key, values in following.items()}
@@ -144,7 +144,7 @@ def test_wilson_by_hand():
     np.testing.assert_allclose(wilson(0, 20), (0, z2 / (20 + z2)), atol=1e-9)
     np.testing.assert_allclose(wilson(20, 20), (20 / (20 + z2), 1), atol=1e-9)
     assert wilson(0, 0) == (0.0, 1.0)
-    assert share(3, 4) == {"k": 3, "n": 4, "rate": 0.75, "low": wilson(3, 4)[0], "high": wilson(3, 4)[1]}
+    assert success_rate(3, 4) == {"k": 3, "n": 4, "rate": 0.75, "low": wilson(3, 4)[0], "high": wilson(3, 4)[1]}
 
 
 class BySeed:
@@ -158,7 +158,7 @@ class BySeed:
         return {"image": self.seeds[:, None].astype(float), "goal": tuple(f"sentence {s}" for s in self.seeds)}
 
     def reset(self, *, seed, options):
-        assert len(seed) == self.num_envs and options.pop("once") is True
+        assert len(seed) == self.num_envs and options.pop("single_episode") is True
         assert all(len(values) == self.num_envs for values in options.values())
         self.blocks.append(list(seed))
         self.seeds, self.t = np.array(seed), np.zeros(self.num_envs, int)
@@ -197,10 +197,10 @@ def test_run_episodes_counts_every_seed_once():
 def test_summary_by_goal():
     result = {"success": np.array([True, False, True, True]), "length": np.array([4, 32, 6, 8]),
               "return": np.zeros(4), "goal": np.array(["a", "a", "b", "b"], object)}
-    figures = summary(result)
+    figures = summarize(result)
     assert (figures["k"], figures["n"], figures["rate"], figures["mean_steps"]) == (3, 4, 0.75, 6.0)
     assert {goal: (s["k"], s["n"]) for goal, s in figures["per_goal"].items()} == {"a": (1, 2), "b": (2, 2)}
-    nothing = summary(result | {"success": np.zeros(4, bool)})
+    nothing = summarize(result | {"success": np.zeros(4, bool)})
     assert nothing["mean_steps"] is None and nothing["rate"] == 0
 
 
@@ -216,6 +216,6 @@ def test_same_episodes_whatever_the_number_of_worlds():
     for num_envs in (3, 7):
         env = ParticleVectorEnv(num_envs)
         results.append(run_episodes(env, lambda obs, worlds, env=env: env.expert_actions()[worlds], seeds,
-                                    env.balanced_goals(7)))
+                                    env.round_robin_goals(7)))
     for name, values in results[0].items():
         assert values.tolist() == results[1][name].tolist()

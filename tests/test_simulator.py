@@ -6,7 +6,7 @@ from reference_simulator import ReferenceWorld
 from simulator import kernels
 from simulator.action_operator import Action, ActionOperator
 from simulator.core import BACKGROUND, PALETTE, PHYSICS, ParticleSimulator
-from simulator.kernels import CELLS_FROM, HEAT_CAPACITY
+from simulator.kernels import CELL_LIST_ABOVE, HEAT_CAPACITY
 
 PARTICLE = ("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity")
 STILL = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0,
@@ -71,7 +71,7 @@ def test_compiled_equals_reference(seed, n, width, height, physics):
 def test_cell_list_equals_brute_force():
     sim = ParticleSimulator(1, 300, 128, 96)
     fill(sim, 0, 300)
-    assert sim.count[0] > CELLS_FROM
+    assert sim.count[0] > CELL_LIST_ABOVE
     reference = ReferenceWorld(sim)
     for _ in range(3):
         sim.step()
@@ -80,13 +80,13 @@ def test_cell_list_equals_brute_force():
 
 
 def test_a_trajectory_is_its_seeds_alone(monkeypatch):
-    alone, batch = ParticleSimulator(1), ParticleSimulator(64)
+    run_local, batch = ParticleSimulator(1), ParticleSimulator(64)
     fill(batch, 5)
     for name in batch.STATE:
-        getattr(alone, name)[0] = getattr(batch, name)[37]
+        getattr(run_local, name)[0] = getattr(batch, name)[37]
     start = {name: getattr(batch, name).copy() for name in batch.STATE}
     runs = []
-    monkeypatch.setattr(kernels, "WORLDS_PER_THREAD", 8)
+    monkeypatch.setattr(kernels, "ENVS_PER_THREAD", 8)
     for threads in (1, 2, 5):
         monkeypatch.setattr(kernels, "THREADS", threads)
         for name in batch.STATE:
@@ -95,14 +95,14 @@ def test_a_trajectory_is_its_seeds_alone(monkeypatch):
             batch.step()
         runs.append((batch.position.copy(), batch.temperature.copy(), batch.render()))
     for _ in range(30):
-        alone.step()
+        run_local.step()
     for position, temperature, pictures in runs:
         np.testing.assert_array_equal(position, runs[0][0])
         np.testing.assert_array_equal(temperature, runs[0][1])
         np.testing.assert_array_equal(pictures, runs[0][2])
-        np.testing.assert_array_equal(position[37], alone.position[0])
-    alone.clear(np.array([0]), 1)
-    assert alone.count[0] == alone.time[0] == 0 and alone.seed[0] == 1 and not alone.position.any()
+        np.testing.assert_array_equal(position[37], run_local.position[0])
+    run_local.clear(np.array([0]), 1)
+    assert run_local.count[0] == run_local.time[0] == 0 and run_local.seed[0] == 1 and not run_local.position.any()
 
 
 def test_another_seed_shakes_otherwise():

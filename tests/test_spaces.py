@@ -7,8 +7,8 @@ import torch
 from gymnasium import spaces
 
 from models.backbone import Backbone
-from models.base_model import small_files
-from models.heads import BoxSpec, DiscreteSpec, Proprioception, spec_from_dict, spec_from_space
+from models.base_model import read_config_files
+from models.heads import BoxSpec, DiscreteSpec, ProprioEncoder, spec_from_dict, spec_from_space
 from models.vlm_policy import VLMPolicy
 from tests.conftest import LORA
 
@@ -22,8 +22,8 @@ def acting(request, model_folder):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = Backbone.from_pretrained(model_folder, lora=LORA)
-        backbone.name, backbone.files = "vlm_tiny", small_files(model_folder)
-        policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), words=("1 lift", "1 push"), proprio=BODY)
+        backbone.name, backbone.config_files = "vlm_tiny", read_config_files(model_folder)
+        policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), goal_vocab=("1 lift", "1 push"), proprio=BODY)
         for parameter in policy.action_head.parameters():        # away from the near uniform beginning
             parameter.data += 0.05 * torch.randn_like(parameter)
         for name, parameter in policy.named_parameters():
@@ -54,7 +54,7 @@ def test_specs_say_what_a_space_is_and_survive_as_plain_data():
 
 def test_waves_of_the_body_by_hand():
     """0.5 on [-1, 1] is a share of 0.5: waves at pi/4, pi/2, pi, 2 pi, 4 pi."""
-    felt = Proprioception([-1.0], [1.0])(torch.tensor([[0.5]]))[0]
+    felt = ProprioEncoder([-1.0], [1.0])(torch.tensor([[0.5]]))[0]
     turns = [math.pi * 0.5 * k for k in (0.5, 1, 2, 4, 8)]
     assert torch.allclose(felt, torch.tensor([0.5, *map(math.sin, turns), *map(math.cos, turns)]), atol=1e-6)
 
@@ -62,7 +62,7 @@ def test_waves_of_the_body_by_hand():
 def test_log_prob_and_entropy_are_torchs(acting):
     obs = some_obs()
     with torch.no_grad():
-        drawn, output = acting.act(obs)[0], acting.see(obs)
+        drawn, output = acting.act(obs)[0], acting.forward_obs(obs)
     pi = output.distribution
     if isinstance(acting.spec, DiscreteSpec):
         reference = torch.distributions.Categorical(logits=pi.logits)
@@ -89,7 +89,7 @@ def test_log_prob_and_entropy_are_torchs(acting):
 
 def test_deterministic_is_the_mode_and_samples_follow_the_distribution(acting):
     with torch.no_grad():
-        pi = acting.see({key: value[:1] for key, value in some_obs().items()}).distribution
+        pi = acting.forward_obs({key: value[:1] for key, value in some_obs().items()}).distribution
     torch.manual_seed(0)
     drawn = torch.stack([pi.sample() for _ in range(4000)])[:, 0]
     if isinstance(acting.spec, DiscreteSpec):
@@ -107,24 +107,24 @@ def test_deterministic_is_the_mode_and_samples_follow_the_distribution(acting):
 def test_a_batch_is_its_samples_and_the_body_is_felt(acting):
     obs = some_obs()
     with torch.no_grad():
-        whole = acting.see(obs)
+        full_tensor = acting.forward_obs(obs)
         for i in range(6):
-            one = acting.see({key: value[i:i + 1] for key, value in obs.items()})
-            assert torch.allclose(one.value, whole.value[i:i + 1], atol=1e-5)
-            assert torch.allclose(one.distribution.entropy(), whole.distribution.entropy()[i:i + 1], atol=1e-4)
-        moved = acting.see(obs | {"proprio": obs["proprio"] * 0.5})
-        actions = whole.distribution.sample()
-    assert ((moved.distribution.log_prob(actions) - whole.distribution.log_prob(actions)).abs() > 1e-4).all()
+            one = acting.forward_obs({key: value[i:i + 1] for key, value in obs.items()})
+            assert torch.allclose(one.value, full_tensor.value[i:i + 1], atol=1e-5)
+            assert torch.allclose(one.distribution.entropy(), full_tensor.distribution.entropy()[i:i + 1], atol=1e-4)
+        moved = acting.forward_obs(obs | {"proprio": obs["proprio"] * 0.5})
+        actions = full_tensor.distribution.sample()
+    assert ((moved.distribution.log_prob(actions) - full_tensor.distribution.log_prob(actions)).abs() > 1e-4).all()
 
 
 def test_the_ratio_is_one_on_fresh_data_dropout_or_not(acting):
     obs = some_obs()
     actions, log_probs, values = acting.act(obs)
     acting.train()
-    again, entropy, judged = acting.evaluate_actions(obs, actions)
+    again, entropy, critic_input = acting.evaluate_actions(obs, actions)
     assert torch.allclose((again - log_probs).exp(), torch.ones(6), atol=1e-5)
-    assert torch.allclose(values, judged, atol=1e-5) and entropy.shape == (6,)
-    judged.sum().backward()         # the critic's loss must not move the policy
+    assert torch.allclose(values, critic_input, atol=1e-5) and entropy.shape == (6,)
+    critic_input.sum().backward()         # the critic's loss must not move the policy
     assert all(p.grad is None or not p.grad.any() for p in acting.backbone.parameters())
 
 
@@ -146,9 +146,9 @@ def test_cloning_teaches_where_to_look_and_what_to_do(acting):
     optimizer = torch.optim.Adam([p for p in acting.parameters() if p.requires_grad], 3e-3)
     losses = []
     for _ in range(60):
-        pi = acting.see(obs).distribution
-        pi.hold_spread()
-        loss = -(pi.log_prob(expert) + pi.log_looked(expert, places, torch.zeros(8, dtype=torch.int64))).mean()
+        pi = acting.forward_obs(obs).distribution
+        pi.detach_std()
+        loss = -(pi.log_prob(expert) + pi.attention_log_prob(expert, places, torch.zeros(8, dtype=torch.int64))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

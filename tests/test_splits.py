@@ -9,26 +9,26 @@ import pytest
 from simulator import expert, particles
 from simulator import goals as G
 from simulator.action_operator import ActionType
-from simulator.goal_env import ParticleVectorEnv, Worlds, sentences_by_goal
-from simulator.language import corpus_hash, perturb
+from simulator.goal_env import ParticleTask, ParticleVectorEnv, instructions_by_goal
+from simulator.language import corpus_hash, corrupt_text
 from simulator.reader import normalise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
 
-EXPERT = particles.actors(None, 0)["expert"]
+EXPERT = particles.make_actors(None, 0)["expert"]
 
 
 # --- sets of goals ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("text, name", [
-    ("push(direction=left)", "simple"), ("push(direction=left, distance=10)", "amounts"), ("heat(by=2)", "amounts"),
-    ("cluster(ids=[0,1])", "by_particle"), ("move_toward(0, 1)", "by_particle"),
-    ("cluster() AND heat()", "at_once"), ("cluster() THEN heat() AND cool()", "in_order")])
+    ("push(direction=left)", "simple"), ("push(direction=left, distance=10)", "quantified"), ("heat(by=2)", "quantified"),
+    ("cluster(ids=[0,1])", "per_object"), ("move_toward(0, 1)", "per_object"),
+    ("cluster() AND heat()", "conjunction"), ("cluster() THEN heat() AND cool()", "sequence")])
 def test_sets(text, name):
-    assert G.set_of(G.parse(text)) == name
+    assert G.goal_group(G.parse(text)) == name
 
 
-@pytest.mark.parametrize("text, words", [
+@pytest.mark.parametrize("text, slots", [
     ("push(direction=left) THEN heat()", {"THEN", "1 push", "1 left", "2 heat"}),
     ("cluster() AND cool(by=2)", {"AND", "1 cluster", "2 cool", "2 by=2"}),
     ("push(direction=up, distance=7.5)", {"1 push", "1 up", "1 distance=7.5"}),
@@ -37,24 +37,24 @@ def test_sets(text, name):
     ("move_to(id=3, x<16, y>48)", {"1 move_to", "1 particle 3", "1 x<16", "1 y>48"}),
     ("move_toward(1, 2)", {"1 move_toward", "1 particle 1", "1 to 2"}),
     ("cluster(ids=[0,5])", {"1 cluster", "1 particle 0", "1 particle 5"})])
-def test_what_a_plan_says(text, words):
-    assert G.words_of(G.parse(text)) == words
+def test_what_a_plan_says(text, slots):
+    assert G.goal_slots(G.parse(text)) == slots
 
 
 def test_demonstrations_say_what_is_asked():
     env = ParticleVectorEnv(8, goals=["cluster()", "push(direction=left)"])
     env.reset(seed=0)
-    asked, _ = env.ask_otherwise(np.random.default_rng(0), 0.5)
-    assert env.words == ["1 cluster", "1 left", "1 push"] and asked["words"].dtype == np.float32
-    known = {text: goal for goal, texts in sentences_by_goal().items() for text in texts}
+    asked, _ = env.relabel_goals(np.random.default_rng(0), 0.5)
+    assert env.goal_vocab == ["1 cluster", "1 left", "1 push"] and asked["goal_slots"].dtype == np.float32
+    known = {text: goal for goal, texts in instructions_by_goal().items() for text in texts}
     wanted = [[1, 0, 0] if known[text] == "cluster()" else [0, 1, 1] for text in asked["goal"]]
-    assert asked["words"].tolist() == wanted and np.isnan(asked["places"]).all()
+    assert asked["goal_slots"].tolist() == wanted and np.isnan(asked["object_xy"]).all()
 
 
 def test_demonstrations_tell_where_the_particles_are_that_are_meant():
     env = ParticleVectorEnv(2)
     env.reset(seed=0, options={"goals": ["move_toward(2, 0)", "move_to(id=5, x>48)"]})
-    places, at = env.ask_otherwise(np.random.default_rng(0), 0)[0]["places"], env.worlds.sim.position / 64
+    places, at = env.relabel_goals(np.random.default_rng(0), 0)[0]["object_xy"], env.worlds.sim.position / 64
     np.testing.assert_allclose(places[0], at[0, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(places[1, 0], at[1, 5], rtol=1e-6)
     assert np.isnan(places[1, 1]).all()
@@ -62,45 +62,45 @@ def test_demonstrations_tell_where_the_particles_are_that_are_meant():
 
 def test_the_expert_says_which_goal_is_due():
     """Heating first, while that lacks; then pushing, whatever it has reached; in order: by phase."""
-    worlds = Worlds(3)
-    worlds.begin(range(3), [G.parse("push(direction=left) AND heat()"), G.parse("cluster()"),
+    worlds = ParticleTask(3)
+    worlds.start_episode(range(3), [G.parse("push(direction=left) AND heat()"), G.parse("cluster()"),
                             G.parse("heat() THEN cluster() AND cool() THEN spread()")])
-    assert expert.due(worlds).tolist() == [1, 0, 0]
+    assert expert.active_goal_index(worlds).tolist() == [1, 0, 0]
     worlds.sim.temperature[:] = 9
-    worlds.now = G.Summary.of(worlds.sim, worlds.initial)
-    worlds.phase[2] = 1
-    assert expert.due(worlds).tolist() == [0, 0, 2]
+    worlds.current = G.StateSummary.from_sim(worlds.sim, worlds.num_scored)
+    worlds.stage[2] = 1
+    assert expert.active_goal_index(worlds).tolist() == [0, 0, 2]
     assert expert.expert_actions(worlds)[:, 0].tolist() == [
         ActionType.APPLY_ATTRACTION, ActionType.APPLY_ATTRACTION, ActionType.APPLY_HEAT]
-    worlds.sim.temperature[:], worlds.phase[2] = 0, 2
-    worlds.now = G.Summary.of(worlds.sim, worlds.initial)
-    assert expert.due(worlds).tolist() == [1, 0, 3]
+    worlds.sim.temperature[:], worlds.stage[2] = 0, 2
+    worlds.current = G.StateSummary.from_sim(worlds.sim, worlds.num_scored)
+    assert expert.active_goal_index(worlds).tolist() == [1, 0, 3]
     env = ParticleVectorEnv(3)
     env.worlds = worlds
-    assert env.ask_otherwise(np.random.default_rng(0), 0)[0]["due"].tolist() == [1, 0, 3]
+    assert env.relabel_goals(np.random.default_rng(0), 0)[0]["active_goal"].tolist() == [1, 0, 3]
 
 
 def test_an_environment_draws_the_items_of_its_goals_in_equal_shares():
-    env = ParticleVectorEnv(300, goals=["cluster()", "by_particle", "in_order"])
+    env = ParticleVectorEnv(300, goals=["cluster()", "per_object", "sequence"])
     env.reset(seed=0)
-    drawn = [G.set_of(plan) for plan in env.worlds.goals]
-    assert {"simple", "by_particle", "in_order"} == set(drawn)
+    drawn = [G.goal_group(plan) for plan in env.worlds.goals]
+    assert {"simple", "per_object", "sequence"} == set(drawn)
     assert all(80 <= drawn.count(name) <= 120 for name in set(drawn))
     assert len(set(map(str, env.worlds.goals))) > 100
-    asked = [G.set_of(plan) for plan in env.balanced_goals(9)]
-    assert asked == ["simple", "by_particle", "in_order"] * 3
-    known = sentences_by_goal()
+    asked = [G.goal_group(plan) for plan in env.round_robin_goals(9)]
+    assert asked == ["simple", "per_object", "sequence"] * 3
+    known = instructions_by_goal()
     assert all(text in known[str(plan)] for text, plan in zip(env.worlds.texts, env.worlds.goals, strict=True))
 
 
 def test_a_set_without_sentences_is_refused():
-    with pytest.raises(ValueError, match="no sentences for the goals 'in_order'"):
-        Worlds(1, goals=["simple", "in_order"], sentences={"cluster()": ["gather"]})
+    with pytest.raises(ValueError, match="no sentences for the goals 'sequence'"):
+        ParticleTask(1, goals=["simple", "sequence"], instructions={"cluster()": ["gather"]})
 
 
 # --- worlds that go on ------------------------------------------------------------------------------------------
 def test_a_share_of_the_episodes_goes_on_in_the_same_world():
-    env = ParticleVectorEnv(64, chain=0.5, max_steps=40)
+    env = ParticleVectorEnv(64, continue_prob=0.5, max_steps=40)
     env.reset(seed=1)
     stayed = ended = 0
     for _ in range(60):
@@ -110,30 +110,30 @@ def test_a_share_of_the_episodes_goes_on_in_the_same_world():
             ended += 1
             same = np.array_equal(env.worlds.sim.radius[b], before[b])
             stayed += same
-            plan, start = env.worlds.goals[b], env.worlds.start[[b]]
-            assert env.worlds.steps[b] == 0 and G.fair(plan, start, env.worlds.size)
-            assert not G.reached(plan.goals[0], start, start, env.worlds.size)[0]
+            plan, start = env.worlds.goals[b], env.worlds.initial[[b]]
+            assert env.worlds.steps[b] == 0 and G.is_feasible_start(plan, start, env.worlds.size)
+            assert not G.is_success(plan.goals[0], start, start, env.worlds.size)[0]
     assert ended > 150 and 0.3 < stayed / ended < 0.6
 
 
 def test_ask_measures_from_here_on():
-    worlds = Worlds(2, goals=["push(direction=left)"])
-    worlds.begin([0, 1])
+    worlds = ParticleTask(2, goals=["push(direction=left)"])
+    worlds.start_episode([0, 1])
     for _ in range(3):
         worlds.step(expert.expert_actions(worlds))
-    at = worlds.now.centroid.copy()
-    worlds.ask([1], [G.parse("push(direction=up)")], ["go up"])
+    at = worlds.current.centroid.copy()
+    worlds.set_goals([1], [G.parse("push(direction=up)")], ["go up"])
     assert worlds.texts[1] == "go up" and worlds.steps.tolist() == [3, 0]
-    np.testing.assert_array_equal(worlds.start.centroid[1], at[1])
-    assert (worlds.start.centroid[0] != at[0]).any()
+    np.testing.assert_array_equal(worlds.initial.centroid[1], at[1])
+    assert (worlds.initial.centroid[0] != at[0]).any()
 
 
 # --- the mark ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scale", [1, 4])
 def test_a_mark_tells_that_the_first_phase_is_done(scale):
-    worlds = Worlds(2, goals=["heat() THEN cluster() THEN push(direction=left)"])
-    worlds.begin([0, 1])
-    worlds.phase[1] = 2
+    worlds = ParticleTask(2, goals=["heat() THEN cluster() THEN push(direction=left)"])
+    worlds.start_episode([0, 1])
+    worlds.stage[1] = 2
     plain, marked = worlds.sim.render(scale), worlds.render(scale=scale)
     np.testing.assert_array_equal(marked[0], plain[0])
     corner = marked[1, scale:5 * scale]
@@ -144,8 +144,8 @@ def test_a_mark_tells_that_the_first_phase_is_done(scale):
 
 
 def test_time_counts_for_each_goal():
-    worlds = Worlds(2, max_steps=3)
-    worlds.begin([0, 1], [G.parse("push(direction=left)"), G.parse("heat() THEN push(direction=left)")])
+    worlds = ParticleTask(2, max_steps=3)
+    worlds.start_episode([0, 1], [G.parse("push(direction=left)"), G.parse("heat() THEN push(direction=left)")])
     ends = [worlds.step(expert.noop_actions(worlds))[2].tolist() for _ in range(6)]
     assert ends == [[False, False]] * 2 + [[True, False]] * 3 + [[True, True]]
 
@@ -155,7 +155,7 @@ def test_perturbed_sentences_stay_near_the_sentence():
     rng, kinds = np.random.default_rng(0), set()
     for text in ("push everything left", "입자들을 왼쪽으로 밀어 줘"):
         for _ in range(200):
-            other = perturb(text, rng)
+            other = corrupt_text(text, rng)
             assert other != text
             if other == text + ".":
                 kinds.add("stop")
@@ -172,30 +172,30 @@ def test_perturbed_sentences_stay_near_the_sentence():
 
 
 def test_the_splits_share_no_sentence_with_training():
-    seen = {normalise(text) for texts in sentences_by_goal("train").values() for text in texts}
-    goals = ["simple", "amounts", "by_particle", "at_once", "in_order"]
-    for split in particles.trained(goals):
-        if split not in ("seen", "swap", "chain", "by_particle", "plans"):
-            _, sentences = particles.case(split, goals)
-            assert not seen & {normalise(text) for texts in sentences.values() for text in texts}, split
+    seen = {normalise(text) for texts in instructions_by_goal("train").values() for text in texts}
+    goals = ["simple", "quantified", "per_object", "conjunction", "sequence"]
+    for split in particles.splits_for(goals):
+        if split not in ("seen", "instruction_swap", "long_horizon", "per_object", "multi_goal"):
+            _, instructions = particles.split_spec(split, goals)
+            assert not seen & {normalise(text) for texts in instructions.values() for text in texts}, split
 
 
 def test_an_agent_is_measured_on_what_it_was_trained_for():
-    assert particles.trained([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "chain"]
-    assert particles.trained(["simple", "by_particle"]) == [
-        "seen", "held_out_en", "held_out_ko", "perturbed", "new_words", "swap", "by_particle", "by_particle_held_out",
-        "pair", "chain"]
+    assert particles.splits_for([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "long_horizon"]
+    assert particles.splits_for(["simple", "per_object"]) == [
+        "seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "per_object", "per_object_held_out",
+        "cross_lingual", "long_horizon"]
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------
 def test_the_expert_does_every_split():
     for split in particles.SPLITS:
-        measured = particles.measure(split, {}, None, 64, 5, list(G.SETS), names=["no-op", "expert"])
+        measured = particles.evaluate(split, {}, None, 64, 5, list(G.GOAL_GROUPS), names=["no-op", "expert"])
         done, idle = measured["expert"], measured["no-op"]
-        if split == "swap":
-            assert done["spoken"]["rate"] > 0.95 and done["true"]["rate"] < 0.15 and done["gap"] > 0.8
-            assert idle["true"]["k"] == idle["spoken"]["k"] == 0
-        elif split == "chain":
+        if split == "instruction_swap":
+            assert done["instructed"]["rate"] > 0.95 and done["original"]["rate"] < 0.15 and done["gap"] > 0.8
+            assert idle["original"]["k"] == idle["instructed"]["k"] == 0
+        elif split == "long_horizon":
             assert done["mean"] > 4.6 and idle["mean"] == 0
         else:
             assert done["rate"] > 0.93 and idle["k"] == 0, split
@@ -213,8 +213,8 @@ def test_a_chain_ends_at_the_first_goal_missed():
                 actions[b] = expert.noop_actions(worlds)[b]
         return actions[running]
 
-    chain = particles._chain(lambda n: Worlds(n), act, 8, 8)
-    assert chain["mean"] == 3.5 and [link["k"] for link in chain["links"]] == [8, 8, 4, 4, 4]
+    chain = particles._long_horizon(lambda n: ParticleTask(n), act, 8, 8)
+    assert chain["mean"] == 3.5 and [link["k"] for link in chain["tasks_in_a_row"]] == [8, 8, 4, 4, 4]
 
 
 def test_swap_counts_the_true_goal_at_any_step():
@@ -224,17 +224,17 @@ def test_swap_counts_the_true_goal_at_any_step():
         actions[:, 0], actions[:, 2:4], actions[:, 4:6] = ActionType.APPLY_HEAT, 32, (5, 64)
         return actions
 
-    sentences = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
-    measured = particles._swap(lambda n: Worlds(n, goals=list(sentences), sentences=sentences), act, 10, 0)
-    assert measured["true"]["k"] == measured["true_if_told"]["k"] == 5         # every second one asks for heat
-    assert measured["spoken"]["k"] == 5 and measured["gap"] == 0
+    instructions = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
+    measured = particles._instruction_swap(lambda n: ParticleTask(n, goals=list(instructions), instructions=instructions), act, 10, 0)
+    assert measured["original"]["k"] == measured["original_if_instructed"]["k"] == 5         # every second one asks for heat
+    assert measured["instructed"]["k"] == 5 and measured["gap"] == 0
 
 
 def test_evaluate_all_splits_of_an_agent(saved, capsys, tmp_path):
-    assert evaluate.main(["--model", str(saved), "--split", "held_out", "chain", "--episodes", "3",
+    assert evaluate.main(["--model", str(saved), "--split", "held_out", "long_horizon", "--episodes", "3",
                           "--json", str(tmp_path / "a.json")]) == 0
     figures = json.loads((tmp_path / "a.json").read_text())
-    assert figures["held_out_en"]["sampled"]["n"] == 3 and len(figures["chain"]["expert"]["links"]) == 5
+    assert figures["held_out_en"]["sampled"]["n"] == 3 and len(figures["long_horizon"]["expert"]["tasks_in_a_row"]) == 5
     out = capsys.readouterr().out
     assert "held_out_ko" in out and "chain: 5 in a row" in out
     assert evaluate.main(["--model", str(saved), "--split", "heldout"]) == 2
@@ -248,5 +248,5 @@ def test_the_shipped_agent_is_up_to_date():
     policy, about = VLMPolicy.from_checkpoint(path), json.loads(path.with_suffix(".json").read_text())
     assert path.stat().st_size <= 4_000_000 and policy.meta["corpus"] == about["corpus"] == corpus_hash()
     assert about["presets"] and about["training_seconds"] > 0 and about["seed"] == 0
-    reached = particles.measure("seen", {}, policy, 48, 7, names=["deterministic"])["deterministic"]
-    assert reached["rate"] > about["results"]["seen"]["deterministic"]["rate"] - 0.08
+    reached = particles.evaluate("seen", {}, policy, 48, 7, names=["greedy"])["greedy"]
+    assert reached["rate"] > about["results"]["seen"]["greedy"]["rate"] - 0.08

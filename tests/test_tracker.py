@@ -5,7 +5,7 @@ import struct
 import pytest
 
 import train_vlm
-from models.tracker import alarms
+from models.tracker import training_warnings
 
 
 def ppo(success, kl=0.01):
@@ -14,36 +14,36 @@ def ppo(success, kl=0.01):
 
 def test_a_healthy_run_is_not_warned_of():
     rows = [{"stage": "bc", "train/bc_loss": 3.0}] + [ppo(0.5 + 0.01 * i) for i in range(30)]
-    assert all(alarms(rows[:n], 0.02) == [] for n in range(1, len(rows)))
-    assert alarms([], 0.02) == [] and alarms([ppo(0.0)] * 20, 0.02) == []
+    assert all(training_warnings(rows[:n], 0.02) == [] for n in range(1, len(rows)))
+    assert training_warnings([], 0.02) == [] and training_warnings([ppo(0.0)] * 20, 0.02) == []
 
 
 def test_kl_that_explodes():
-    [line] = alarms([ppo(0.5), ppo(0.5, kl=0.25)], 0.02)
+    [line] = training_warnings([ppo(0.5), ppo(0.5, kl=0.25)], 0.02)
     assert "KL explodes: 0.250" in line and "train.lr" in line
-    assert alarms([ppo(0.5), ppo(0.5, kl=0.19)], 0.02) == []
-    assert "KL explodes: 0.300" in alarms([ppo(0.5), ppo(0.5) | {"train/kl_at_stop": 0.3}], 0.02)[0]
+    assert training_warnings([ppo(0.5), ppo(0.5, kl=0.19)], 0.02) == []
+    assert "KL explodes: 0.300" in training_warnings([ppo(0.5), ppo(0.5) | {"train/kl_early_stop": 0.3}], 0.02)[0]
 
 
 def test_a_real_run_says_that_its_kl_explodes(capsys, tmp_path):
-    assert train_vlm.main(["vlm_tiny", "debug", "vlm.reading_samples=0", "vlm.bc_epochs=0", "rl.critic_warmup=0",
+    assert train_vlm.main(["vlm_tiny", "debug", "parser.samples=0", "bc.epochs=0", "rl.critic_warmup=0",
                            "train.lr=0.1", "train.head_lr=0.1", "eval.episodes=4", "train.batch_size=4",
                            f"train.output_dir:={tmp_path}"]) in (0, 2)
     assert "watch out: KL explodes" in capsys.readouterr().err
-    assert "train/kl_at_stop" in (tmp_path / "metrics.jsonl").read_text()
+    assert "train/kl_early_stop" in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_reward_that_collapses_is_said_once():
     """Means of five: 0.8, 0.64, 0.48, 0.32 (below the half of 0.8), 0.16, 0."""
     rows = [ppo(0.8)] * 5 + [ppo(0.0)] * 5
-    said = [n for n in range(1, 11) if alarms(rows[:n], 0.02)]
+    said = [n for n in range(1, 11) if training_warnings(rows[:n], 0.02)]
     assert said == [8]
-    assert "succeed in 32 %, and did in 80 %" in alarms(rows[:8], 0.02)[0]
+    assert "succeed in 32 %, and did in 80 %" in training_warnings(rows[:8], 0.02)[0]
 
 
 def test_the_run_prints_them(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_vlm, "alarms", lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
-    assert train_vlm.main(["vlm_tiny", "debug", "vlm.ppo_epochs=1", "vlm.reading_samples=0", "eval.episodes=4",
+    monkeypatch.setattr(train_vlm, "training_warnings", lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
+    assert train_vlm.main(["vlm_tiny", "debug", "rl.iterations=1", "parser.samples=0", "eval.episodes=4",
                            f"train.output_dir:={tmp_path}"]) == 0
     assert capsys.readouterr().err.count("watch out: row 2") == 1
 

@@ -15,7 +15,7 @@ import train_vlm
 from models import checkpoint, learner
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["vlm_tiny", "debug", "vlm.ppo_epochs=3", "eval.episodes=4", "train.threads=1"]
+SMALL = ["vlm_tiny", "debug", "rl.iterations=3", "eval.episodes=4", "train.threads=1"]
 
 
 def run(folder, *words):
@@ -25,7 +25,7 @@ def run(folder, *words):
 def metrics(folder):
     """The rows of metrics.jsonl without what a clock says."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith(("time/", "system/"))} for row in rows]
+    return [{seed_key_: value for seed_key_, value in row.items() if not seed_key_.startswith(("time/", "system/"))} for row in rows]
 
 
 def weights(path):
@@ -53,7 +53,7 @@ def test_leaves_what_it_promises(trained):
     made_by = json.loads((trained / "vlm_best.json").read_text())
     assert made_by["presets"] == ["vlm_tiny", "debug"] and made_by["seed"] == 0
     stages = [row["stage"] for row in metrics(trained)]
-    assert stages == ["reading"] * 2 + ["bc"] * 2 + ["ppo"] * 3
+    assert stages == ["parser"] * 2 + ["bc"] * 2 + ["ppo"] * 3
 
 
 def test_same_seed_same_run(trained, tmp_path):
@@ -63,7 +63,7 @@ def test_same_seed_same_run(trained, tmp_path):
 
 
 def test_other_seed_other_weights(trained, tmp_path):
-    assert run(tmp_path, "seed=1", "vlm.ppo_epochs=0") == 0
+    assert run(tmp_path, "seed=1", "rl.iterations=0") == 0
     assert not equal(weights(tmp_path / "vlm_final.pt"), weights(trained / "vlm_final.pt"))
 
 
@@ -88,7 +88,7 @@ def test_resumed_equals_uninterrupted(trained, tmp_path, monkeypatch, units):
 
 def test_ctrl_c_saves_a_state(tmp_path):
     """A real process, a real signal."""
-    process = subprocess.Popen([sys.executable, "train_vlm.py", *SMALL, "vlm.ppo_epochs=500", "eval.every=0",
+    process = subprocess.Popen([sys.executable, "train_vlm.py", *SMALL, "rl.iterations=500", "eval.every=0",
                                 f"train.output_dir:={tmp_path}"], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     log = tmp_path / "metrics.jsonl"
@@ -101,13 +101,13 @@ def test_ctrl_c_saves_a_state(tmp_path):
     assert process.returncode == 130
     assert "train.resume" in out
     meta, _, state = checkpoint.load(tmp_path / "vlm_state.pt")
-    assert meta["at"]["stage"] == "ppo" and meta["at"]["unit"] >= 2 and state is not None
+    assert meta["progress"]["stage"] == "ppo" and meta["progress"]["iteration"] >= 2 and state is not None
 
 
 def test_second_run_keeps_the_first(trained, tmp_path):
-    assert run(tmp_path, "vlm.ppo_epochs=0") == 0
+    assert run(tmp_path, "rl.iterations=0") == 0
     first = (tmp_path / "metrics.jsonl").read_text()
-    assert run(tmp_path, "vlm.ppo_epochs=0", "seed=3") == 0
+    assert run(tmp_path, "rl.iterations=0", "seed=3") == 0
     [older] = (tmp_path / "older").iterdir()
     assert (older / "metrics.jsonl").read_text() == first
     assert (older / "vlm_best.pt").exists()
@@ -121,11 +121,11 @@ def bad(capsys, *words, says):
 
 def test_bad_input(capsys, tmp_path, trained):
     here = f"train.output_dir:={tmp_path / 'out'}"
-    bad(capsys, *SMALL, here, "env.goals=['jump()']", says="expected one of push, cluster.*found 'jump'.*by_particle")
+    bad(capsys, *SMALL, here, "env.goals=['jump()']", says="expected one of push, cluster.*found 'jump'.*per_object")
     bad(capsys, *SMALL, here, "env.goals=['move_toward(3, 8)']", says="particle 8, and the world has 8, from 0 to 7")
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "warm, please", "language": "en", "goal": "heat()",
-                                                      "split": "held_out", "source": "me", "family": "me"}))
-    bad(capsys, *SMALL, here, f"env.sentences=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
+                                                      "split": "held_out", "source": "me", "template_family": "me"}))
+    bad(capsys, *SMALL, here, f"env.instructions=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
     bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*no such folder.*vlm_tiny")
     if not torch.cuda.is_available():
         bad(capsys, "vlm_fast", here, "model.vlm.load_in_4bit=True", says="on a CUDA GPU only.*gradient_checkpointing")
@@ -147,7 +147,7 @@ def test_bad_input(capsys, tmp_path, trained):
 
 
 def test_two_runs_in_one_folder_at_once(capsys, tmp_path):
-    with train_vlm.claim(tmp_path, keep=False):
+    with train_vlm.lock_output_dir(tmp_path, keep=False):
         bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", says="another run is writing")
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -161,7 +161,7 @@ def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(learner, "ppo_loss", poisoned)
     bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0", says="ppo unit 0.*train.lr")
-    assert checkpoint.load(tmp_path / "vlm_state.pt")[0]["at"]["stage"] == "ppo"
+    assert checkpoint.load(tmp_path / "vlm_state.pt")[0]["progress"]["stage"] == "ppo"
 
 
 def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
@@ -174,19 +174,19 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
         return honest(*arguments, **settings)
 
     monkeypatch.setattr(learner, "ppo_loss", spy)
-    assert run(tmp_path, "rl.entropy_coef=0.5", "rl.clip_ratio=0.3", "rl.value_coef=0.25", "vlm.bc_epochs=0",
-               "vlm.ppo_epochs=1", "rl.critic_warmup=0") == 0
+    assert run(tmp_path, "rl.entropy_coef=0.5", "rl.clip_ratio=0.3", "rl.value_coef=0.25", "bc.epochs=0",
+               "rl.iterations=1", "rl.critic_warmup=0") == 0
     assert seen[0] == {"clip_ratio": 0.3, "value_coef": 0.25, "entropy_coef": 0.5}
 
 
 def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
     from models.heads import HybridDistribution
     seen, honest = [], learner.bc_loss
-    for name, value in (("log_attended", 1.0), ("log_glanced", 10.0), ("log_due", 100.0)):
+    for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("log_due", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
     monkeypatch.setattr(learner, "bc_loss", lambda log_probs, looked, *words: seen.append(looked) or honest(
         log_probs, looked, *words))
-    assert run(tmp_path, "vlm.ppo_epochs=0") == 0
+    assert run(tmp_path, "rl.iterations=0") == 0
     assert seen and all((looked == 111).all() for looked in seen)
 
 
@@ -233,13 +233,13 @@ def test_out_of_memory_names_what_to_lower(capsys, tmp_path, monkeypatch, error)
 
     monkeypatch.setattr(learner, "ppo_loss", full)
     bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0",
-        says="lower train.batch_size.*train.accumulate.*env.num_envs.*gradient_checkpointing=True")
+        says="lower train.batch_size.*train.grad_accum_steps.*env.num_envs.*gradient_checkpointing=True")
 
 
 def test_the_last_states_are_kept(trained, tmp_path):
     """Of every unit a state; three are kept, the newest under its usual name."""
-    assert run(tmp_path, "train.keep_last=3", "train.save_every=1", "eval.every=0") == 0
-    units = [checkpoint.load(tmp_path / name)[0]["at"]["unit"] for name in (
+    assert run(tmp_path, "train.keep_checkpoints=3", "train.save_every=1", "eval.every=0") == 0
+    units = [checkpoint.load(tmp_path / name)[0]["progress"]["iteration"] for name in (
         "vlm_state.pt", "vlm_state.1.pt", "vlm_state.2.pt")]
     assert units == [3, 3, 2] and not (tmp_path / "vlm_state.3.pt").exists()
     (tmp_path / "vlm_state.pt").write_bytes((tmp_path / "vlm_state.pt").read_bytes()[:-100])

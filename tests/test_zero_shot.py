@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from models import base_model
-from models.zero_shot import Speaker, ZeroShot, parse, policy_prompt, zero_shot_prompt
-from simulator.rendering import prepare
+from models.zero_shot import VLMGenerator, ZeroShotPolicy, parse, policy_prompt, zero_shot_prompt
+from simulator.rendering import setup_mujoco_gl
 from simulator.robosuite_env import ACTIONS
-from simulator.worlds import WorldError
+from simulator.worlds import EnvError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import zero_shot  # noqa: E402
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     """A Qwen2-VL with a vocabulary head, tiny and untrained."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
     folder = tmp_path_factory.mktemp("speaks")
-    files = base_model.random_files("vlm_tiny", [TASK, *ACTIONS])
+    files = base_model.init_model_files("vlm_tiny", [TASK, *ACTIONS])
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     with torch.random.fork_rng():
@@ -60,7 +60,7 @@ def test_previous_action_and_reward_are_in_the_prompt():
     ("gripper", None), ("backwards", None), ("위로", None)])
 def test_parsing(text, action):
     assert parse(text, ACTIONS) == action
-    answer = ZeroShot(lambda *_: text, ACTIONS).act(PICTURE, TASK)
+    answer = ZeroShotPolicy(lambda *_: text, ACTIONS).predict_action(PICTURE, TASK)
     assert (answer.action, answer.parsed, answer.error) == (action or "forward", action is not None, "")
 
 
@@ -72,8 +72,8 @@ def test_errors_are_counted_and_told():
         if isinstance(text, Exception):
             raise text
         return text
-    model = ZeroShot(generate, ACTIONS)
-    answers = [model.act(PICTURE, TASK) for _ in range(3)]
+    model = ZeroShotPolicy(generate, ACTIONS)
+    answers = [model.predict_action(PICTURE, TASK) for _ in range(3)]
     assert [answer.action for answer in answers] == ["down", "forward", "forward"]
     assert answers[1].error.startswith("RuntimeError: out of memory") and "\n" not in answers[1].error
     assert model.report().startswith("1 of 3 answers named an action, 1 failed (RuntimeError: out of memory")
@@ -81,11 +81,11 @@ def test_errors_are_counted_and_told():
     def interrupted(*_):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        ZeroShot(interrupted, ACTIONS).act(PICTURE, TASK)
+        ZeroShotPolicy(interrupted, ACTIONS).predict_action(PICTURE, TASK)
 
 
 def test_speaker_writes_ten_of_the_likeliest_tokens(folder):
-    speaker = Speaker(folder)
+    speaker = VLMGenerator(folder)
     text = speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
     assert isinstance(text, str) and text == speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
     seen = {}
@@ -104,23 +104,23 @@ def test_speaker_writes_ten_of_the_likeliest_tokens(folder):
 
 
 def test_a_template_that_says_nothing_is_replaced(folder):
-    speaker = Speaker(folder)
+    speaker = VLMGenerator(folder)
     for template in ("", None, "{% if false %}x{% endif %}"):
         speaker.processor.chat_template = speaker.tokenizer.chat_template = template
-        assert speaker.chat("hello") == (
+        assert speaker.build_prompt("hello") == (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             "<|vision_start|><|image_pad|><|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     try:
-        prepare()
-    except WorldError as error:
+        setup_mujoco_gl()
+    except EnvError as error:
         pytest.skip(str(error))
-    prompts, call = [], Speaker.__call__
-    monkeypatch.setattr(Speaker, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
+    prompts, call = [], VLMGenerator.__call__
+    monkeypatch.setattr(VLMGenerator, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
     words = ["--model", str(folder), "--task", "Lift", "--goal", "lift_cube", "--steps", "3", "--resolution", "64"]
-    assert zero_shot.main([*words, "--output", str(tmp_path / "a.gif"), "--frames", str(tmp_path), "--every", "2"]) == 0
+    assert zero_shot.main([*words, "--output", str(tmp_path / "a.gif"), "--save-frames", str(tmp_path), "--frame-every", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith("scored as lift_cube") and [line[:3] for line in out[1:4]] == ["  1", "  2", "  3"]
     assert out[4].startswith("no success after 3 actions, return ") and "of 3 answers named an action" in out[4]
@@ -148,4 +148,4 @@ def test_a_model_of_another_kind_is_refused(folder, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(OSError, match="llama"):
-        Speaker(tmp_path)
+        VLMGenerator(tmp_path)
