@@ -21,7 +21,7 @@ robosuite: $(ARM)
 
 $(ARM): $(STAMP)
 	$(PY) -m pip install --quiet -r requirements-robosuite.txt
-	$(PY) -m simulator.rendering
+	$(PY) -m simulator.robosuite.rendering
 	touch $(ARM)
 
 train: setup

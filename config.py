@@ -131,7 +131,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'robosuite.action_repeat': (1, POSITIVE_INT, 'control steps that an action is held for'),
     'robosuite.gripper_repeat': (1, POSITIVE_INT, 'the same of opening and closing the gripper, of the named actions'),
     'robosuite.proprioception': (False, BOOL, 'the policy also knows where its hand and fingers are'),
-    'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite_env.py'),
+    'robosuite.reward': ('progress', one_of('progress', 'shaped', 'sparse'), 'see simulator/robosuite/env.py'),
     'eval.episodes': (512, POSITIVE_INT, 'episodes per evaluation'),
     'eval.seed': (1000000, SEED, 'seed of the first evaluation episode'),
     'eval.baselines': (True, BOOL, 'the report has no-op, random and expert too, as scripts/evaluate.py does'),

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import atomic_write, first_line
-from simulator.robosuite_env import ACTION_VECTORS, TASKS
+from simulator.robosuite.env import ACTION_VECTORS, TASKS
 from simulator.rollout import stack_obs, tree_map
 
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}

@@ -98,7 +98,7 @@ class Step:
 
 
 def run_episode(env, policy, obs, deterministic=True):
-    """An episode of one world (see simulator.worlds) from its first observation on: yields each Step."""
+    """An episode of one world (see simulator.registry) from its first observation on: yields each Step."""
     goal, outcome, k = obs["goal"], "", 0
     while not outcome:
         began = time.perf_counter()
@@ -117,7 +117,7 @@ def run_episode(env, policy, obs, deterministic=True):
 
 def record_episodes(policy, config, asked):
     """Episodes of a policy as scenes for `save_gif`, one for each (goal, seed) of `asked`, in the world of a config."""
-    from simulator.worlds import get_env_family
+    from simulator.registry import get_env_family
     world, scenes = get_env_family(config), []
     env = world.make_single(config, instructions=world.instructions(config))
     for goal, seed in asked:
@@ -134,7 +134,7 @@ def predict(policy, resized, goal, deterministic=True):
     acts on, (x, y) as shares of the picture, or None."""
     import numpy as np
 
-    from simulator.worlds import get_env_family
+    from simulator.registry import get_env_family
     actions, _, output = policy.sample_action([resized], [goal], deterministic=deterministic)
     action, spec, xy = actions[0].cpu().numpy(), policy.spec, None
     if hasattr(spec, "xy_params") and spec.used_params[round(float(action[0]))][spec.xy_params[0]]:
@@ -182,7 +182,7 @@ def add_model_arguments(parser):
 
 def show_episode(args, policy, goal, started):
     """Prints an episode in a world -> its scenes for the GIF, and what came of it."""
-    from simulator.worlds import get_env_family
+    from simulator.registry import get_env_family
     config = policy.meta.get("config", {})
     env = get_env_family(config).make_single(config, args.steps)
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
@@ -204,7 +204,7 @@ def show_episode(args, policy, goal, started):
 
 def show_pictures(args, policy, goal, started, images):
     """Prints a decision for each of `pictures`, pairs of a name and a picture -> as `show_episode`."""
-    from models.pictures import resize_for_model
+    from models.image_io import resize_for_model
     resized = [resize_for_model(image_, name, policy.backbone) for name, image_ in images]
     count = f"{len(images)} picture{'s' * (len(images) > 1)}"
     print(f"model {args.model}, goal \"{goal}\", {count}")
@@ -253,10 +253,10 @@ def main(argv=None):
     import torch
 
     from models.checkpoint import CheckpointError
-    from models.pictures import ImageError, display_name, load_image
+    from models.image_io import ImageError, display_name, load_image
     from models.vlm_policy import VLMPolicy
-    from simulator.goals import GoalError
-    from simulator.worlds import EnvError
+    from simulator.particles.goals import GoalError
+    from simulator.registry import EnvError
 
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     goal = " ".join(args.goal.split())

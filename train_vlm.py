@@ -48,17 +48,17 @@ import dataset
 from dataset import DatasetError, generate_demos, minibatches, select
 from inference import record_episodes, save_gif
 from models import checkpoint
-from models.backbone import Backbone
-from models.base_model import init_model_files
-from models.heads import spec_from_space
-from models.learner import Learner, NonFiniteError
-from models.losses import compute_gae, explained_variance, normalize_advantages
-from models.tracker import MetricsLogger, TrackerError, training_warnings
+from models.backbones.hub_loading import init_model_files
+from models.backbones.qwen2_vl import Backbone
+from models.heads.attention import spec_from_space
+from models.training.learner import Learner, NonFiniteError
+from models.training.losses import compute_gae, explained_variance, normalize_advantages
+from models.training.tracker import MetricsLogger, TrackerError, training_warnings
 from models.vlm_policy import VLMPolicy
 from simulator.evaluation import evaluate_policy, format_table, policy_actor, run_episodes, run_local, summarize
-from simulator.goals import GoalError
+from simulator.particles.goals import GoalError
+from simulator.registry import EnvError, get_env_family, make_env
 from simulator.rollout import collect, concat_states, slice_states
-from simulator.worlds import EnvError, get_env_family, make_env
 
 __all__ = ["VLMPolicy", "main", "train"]
 VALIDATION_SEED = 50_000_000     # the best checkpoint is chosen on episodes that no report uses

@@ -12,10 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import Backbone
-from models.base_model import resolve_hub_kwargs
+from models.backbones.hub_loading import resolve_hub_kwargs
+from models.backbones.qwen2_vl import Backbone
 from models.checkpoint import CheckpointError, atomic_write, checksum, first_line, load, read_tensors, save
-from models.heads import ActionDistribution, GoalParserHead, ProprioEncoder, ValueHead, last_token, spec_from_dict
+from models.heads.attention import (
+    ActionDistribution,
+    GoalParserHead,
+    ProprioEncoder,
+    ValueHead,
+    last_token,
+    spec_from_dict,
+)
 
 
 @dataclass
@@ -33,7 +40,7 @@ class VLMPolicy(nn.Module):
     Dropout (LoRA's, and of subwords) is off by default, also in `.train()`: PPO's ratio must compare the same function
     before and after an update. Behaviour cloning turns it on with `use_dropout(True)`.
 
-    `words` are what plans are made of (`simulator.goals.words_of`). The policy says which of them it reads in the
+    `words` are what plans are made of (`simulator.particles.goals.words_of`). The policy says which of them it reads in the
     sentence, chooses the goal that is due, and acts on that alone: taught directly, it understands a sentence long
     before it can do what was asked. Without words it acts on the hidden state of the sentence's last token.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models import base_model
+from models.backbones import hub_loading as base_model
 from models.checkpoint import first_line
 
 DEFAULT = "forward"

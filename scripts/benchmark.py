@@ -60,8 +60,8 @@ def random_state(sim, n, rng, largest=3.0):
 def benchmark_simulator(repeats, batch=1024, n=8, steps=20):
     from reference_simulator import ReferenceWorld
 
-    from simulator.core import ParticleSimulator
-    from simulator.kernels import THREADS
+    from simulator.particles.kernels import THREADS
+    from simulator.particles.physics import ParticleSimulator
 
     rng = np.random.default_rng(0)
     sim = ParticleSimulator(batch, max_particles=50)
@@ -109,7 +109,7 @@ def baseline_forward(policy):
     import torch
     from transformers import AutoImageProcessor, Qwen2VLForConditionalGeneration
 
-    from models.base_model import resolve_hub_kwargs
+    from models.backbones.hub_loading import resolve_hub_kwargs
 
     backbone, device, seen = policy.backbone, policy.device, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +152,7 @@ def build_run(overrides, device="auto", threads=0):
     import torch
 
     from config import load
-    from simulator.worlds import make_env
+    from simulator.registry import make_env
     from train_vlm import build_policy, make_accelerator
     config = load([*overrides, "rl.target_kl=1e9", *([] if device == "auto" else [f"device:={device}"])])
     if threads or config.train.threads:
@@ -227,7 +227,7 @@ def benchmark_ppo(overrides, device, threads, repeats):
     import torch
 
     from dataset import minibatches
-    from models.losses import ppo_loss
+    from models.training.losses import ppo_loss
     from simulator.rollout import collect
     from train_vlm import Learner, update_ppo
 
@@ -283,8 +283,8 @@ def _default_robosuite(task, pipe):
 def benchmark_robosuite(repeats, task="PickPlaceCan", steps=20):
     import multiprocessing
 
-    from simulator.rendering import choose_backend
-    from simulator.robosuite_env import RobosuiteVectorEnv
+    from simulator.robosuite.env import RobosuiteVectorEnv
+    from simulator.robosuite.rendering import choose_backend
     backend, spawn = choose_backend(), multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     default = spawn.Process(target=_default_robosuite, args=(task, theirs), daemon=True)
@@ -349,8 +349,8 @@ def main(argv=None):
         results = BENCHMARKS[command](**options)
     except Exception as error:
         from config import ConfigError
-        from simulator.goals import GoalError
-        from simulator.worlds import EnvError
+        from simulator.particles.goals import GoalError
+        from simulator.registry import EnvError
         from train_vlm import UserError
         if not isinstance(error, (ConfigError, GoalError, UserError, EnvError)):
             raise

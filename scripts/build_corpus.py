@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from simulator.core import PALETTE  # noqa: E402
-from simulator.goals import GOALS, goal_group, parse  # noqa: E402
-from simulator.reader import TOGETHER, normalise  # noqa: E402
+from simulator.particles.goals import GOALS, goal_group, parse  # noqa: E402
+from simulator.particles.parser import TOGETHER, normalise  # noqa: E402
+from simulator.particles.physics import PALETTE  # noqa: E402
 
 SIMPLE = [str(goal) for goal in GOALS]
 # words of the slots, English and Korean

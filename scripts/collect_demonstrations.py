@@ -38,7 +38,7 @@ def main(argv=None):
 
     import config
     from dataset import DatasetError, import_h5py, record_demos, split_demonstrations, write_demonstrations
-    from simulator.worlds import EnvError, make_env
+    from simulator.registry import EnvError, make_env
     env, began, counts, code = None, time.perf_counter(), [0, 0], 0
 
     def what_there_is(episodes):

@@ -48,10 +48,10 @@ def main(argv=None):
     import config
     from models.checkpoint import CheckpointError
     from models.vlm_policy import VLMPolicy
+    from simulator.commands import CorpusError
     from simulator.evaluation import evaluate_policy, format_splits, format_table
-    from simulator.goals import GoalError
-    from simulator.language import CorpusError
-    from simulator.worlds import EnvError, get_env_family, make_env
+    from simulator.particles.goals import GoalError
+    from simulator.registry import EnvError, get_env_family, make_env
     args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
     try:
         policy = None if args.env_preset else VLMPolicy.from_pretrained(

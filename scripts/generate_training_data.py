@@ -29,10 +29,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_corpus import is_held_out
 
-from simulator.core import PALETTE
-from simulator.goals import AXES, DIRECTIONS, REGIONS, parse
-from simulator.language import ALLOWED_CHARS, load_instructions
-from simulator.reader import instruction_to_goal, normalise
+from simulator.commands import ALLOWED_CHARS, load_instructions
+from simulator.particles.goals import AXES, DIRECTIONS, REGIONS, parse
+from simulator.particles.parser import instruction_to_goal, normalise
+from simulator.particles.physics import PALETTE
 
 BACKOFF, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0        # s; the last for a Retry-After
 LANGUAGES = {"ko": "Korean", "en": "English"}

@@ -40,7 +40,7 @@ def main(argv=None):
 
     from models.checkpoint import first_line
     from models.zero_shot import VLMGenerator, ZeroShotPolicy
-    from simulator.robosuite_env import ACTIONS, EnvError, RobosuiteEnv
+    from simulator.robosuite.env import ACTIONS, EnvError, RobosuiteEnv
     env = None
     try:
         env = RobosuiteEnv(task=args.task, cameras=args.camera, resolution=args.resolution, max_steps=args.steps,
@@ -61,7 +61,7 @@ def main(argv=None):
 
 def run_episode(env, model, args):
     """One episode -> its frames, and what came of it in words."""
-    from simulator.robosuite_env import ACTIONS
+    from simulator.robosuite.env import ACTIONS
     goal = " ".join((args.goal or "").split())
     obs, info = env.reset(seed=args.seed, options={"goal": goal})
     print(f"goal \"{obs['goal']}\", " + (f"scored as {info['goal']}" if info["goal"] else "not scored: not known"))

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 import config
-from models.backbone import Backbone
-from models.base_model import init_model_files, read_config_files
-from models.heads import spec_from_space
+from models.backbones.hub_loading import init_model_files, read_config_files
+from models.backbones.qwen2_vl import Backbone
+from models.heads.attention import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.goal_env import action_space, instructions_by_goal
+from simulator.particles.env import action_space, instructions_by_goal
 
 torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy, more threads are up to 60 times slower
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from simulator.kernels import HEAT_CAPACITY, MAX_SPEED, MAX_TEMPERATURE
+from simulator.particles.kernels import HEAT_CAPACITY, MAX_SPEED, MAX_TEMPERATURE
 
 
 class ReferenceWorld:

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from simulator.action_operator import USED_PARAMS, Action, ActionOperator, ActionStatus, ActionType, PropertyType
-from simulator.core import ParticleSimulator
-from simulator.kernels import MAX_SPEED
+from simulator.particles.actions import USED_PARAMS, Action, ActionOperator, ActionStatus, ActionType, PropertyType
+from simulator.particles.kernels import MAX_SPEED
+from simulator.particles.physics import ParticleSimulator
 
 STILL = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0,
          "thermal_conduction": 0}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import base_model
+from models.backbones import hub_loading as base_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import benchmark  # noqa: E402

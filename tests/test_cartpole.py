@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 from dataset import minibatches
-from models.losses import compute_gae, normalize, ppo_loss
+from models.training.losses import compute_gae, normalize, ppo_loss
 from simulator.rollout import collect
 
 

@@ -12,7 +12,7 @@ import inference
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.vlm_policy import VLMPolicy
-from simulator.goal_env import ParticleVectorEnv
+from simulator.particles.env import ParticleVectorEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -24,9 +24,9 @@ from dataset import (
     split_demonstrations,
     write_demonstrations,
 )
-from simulator.rendering import choose_backend
-from simulator.robosuite_env import ACTION_VECTORS, RobosuiteEnv, RobosuiteVectorEnv
-from simulator.worlds import EnvError
+from simulator.registry import EnvError
+from simulator.robosuite.env import ACTION_VECTORS, RobosuiteEnv, RobosuiteVectorEnv
+from simulator.robosuite.rendering import choose_backend
 
 h5py = pytest.importorskip("h5py")
 GOALS = ("lift_cube", "push_cube")

@@ -15,9 +15,9 @@ import yaml
 import config as configuration
 import train_vlm
 from models import checkpoint
-from models.learner import Learner
+from models.training.learner import Learner
+from simulator.registry import make_env
 from simulator.rollout import Rollout, collect, join
-from simulator.worlds import make_env
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["vlm_tiny", "device:=cpu", "env.num_envs=4", "rl.rollout_steps=8", "train.batch_size=32", "rl.update_epochs=2",

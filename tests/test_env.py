@@ -7,11 +7,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from simulator.action_operator import ActionStatus
 from simulator.evaluation import run_episodes
-from simulator.goal_env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, instructions_by_goal
-from simulator.goals import GoalError
-from simulator.reader import instruction_to_goal
+from simulator.particles.actions import ActionStatus
+from simulator.particles.env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, instructions_by_goal
+from simulator.particles.goals import GoalError
+from simulator.particles.parser import instruction_to_goal
 
 NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
 

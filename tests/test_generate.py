@@ -20,9 +20,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from simulator.goals import KINDS, parse
-from simulator.language import load_instructions
-from simulator.reader import instruction_to_goal
+from simulator.commands import load_instructions
+from simulator.particles.goals import KINDS, parse
+from simulator.particles.parser import instruction_to_goal
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "generate_training_data.py"

@@ -4,13 +4,13 @@ import signal
 import numpy as np
 import pytest
 
-from simulator import goals as G
-from simulator.action_operator import Action, ActionType
-from simulator.core import ParticleSimulator
 from simulator.evaluation import run_episodes
-from simulator.goal_env import ParticleTask, ParticleVectorEnv
-from simulator.goals import Goal, GoalError, StateSummary, parse
-from simulator.kernels import MAX_RADIUS, MIN_RADIUS
+from simulator.particles import goals as G
+from simulator.particles.actions import Action, ActionType
+from simulator.particles.env import ParticleTask, ParticleVectorEnv
+from simulator.particles.goals import Goal, GoalError, StateSummary, parse
+from simulator.particles.kernels import MAX_RADIUS, MIN_RADIUS
+from simulator.particles.physics import ParticleSimulator
 
 SIZE = np.array([64.0, 64.0])
 NO_NOISE = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0}

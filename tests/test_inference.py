@@ -16,12 +16,12 @@ from PIL import Image
 
 import config
 import inference
-import models.pictures
+import models.image_io
 from models import vlm_policy
-from models.pictures import load_image, resize_for_model
+from models.image_io import load_image, resize_for_model
 from models.vlm_policy import VLMPolicy
-from simulator.action_operator import Action, ActionType
-from simulator.particles import make_single
+from simulator.particles.actions import Action, ActionType
+from simulator.particles.splits import make_single
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
@@ -229,7 +229,7 @@ def test_a_picture_from_a_server(server, saved, capsys, tmp_path):
 @pytest.mark.parametrize("path, says", [("none.png", "the server answers 404"), ("never", "nothing came within 0.5 s"),
                                         ("drops", "nothing came within 0.5 s"), ("", "no picture, or a damaged one")])
 def test_a_server_that_does_not_give_a_picture(path, says, server, saved, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.pictures, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(models.image_io, "TIMEOUT_S", 0.5)
     began = time.perf_counter()
     err = refuses(capsys, tmp_path, "--model", saved, "--image", f"{server}/{path}")
     assert says in err and f"{server}/{path}" in err and time.perf_counter() - began < 5

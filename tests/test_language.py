@@ -9,9 +9,9 @@ import pytest
 from PIL import ImageFont
 
 from scripts.build_corpus import HELD_OUT_PAIRS, build
-from simulator.goals import parse
-from simulator.language import COMMANDS_FILE, load_instructions
-from simulator.reader import instruction_to_goal, normalise, parse_instruction
+from simulator.commands import COMMANDS_FILE, load_instructions
+from simulator.particles.goals import parse
+from simulator.particles.parser import instruction_to_goal, normalise, parse_instruction
 
 ROWS = load_instructions()
 TEMPLATES = [json.loads(line) for line in (COMMANDS_FILE.parent / "templates.jsonl").read_text("utf-8").splitlines()]

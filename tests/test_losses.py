@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from models.losses import bc_loss, compute_gae, explained_variance, normalize_advantages, ppo_loss
+from models.training.losses import bc_loss, compute_gae, explained_variance, normalize_advantages, ppo_loss
 
 T = torch.tensor
 NO = torch.zeros(3, 1, dtype=torch.bool)

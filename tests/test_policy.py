@@ -8,8 +8,8 @@ from conftest import LORA
 from PIL import Image
 from torch.nn import functional as F
 
-from models.backbone import Backbone
-from models.heads import (
+from models.backbones.qwen2_vl import Backbone
+from models.heads.attention import (
     GoalParserHead,
     HybridDistribution,
     HybridHead,
@@ -19,8 +19,8 @@ from models.heads import (
     spec_from_space,
 )
 from models.vlm_policy import VLMPolicy
-from simulator.action_operator import ActionType
-from simulator.goal_env import ParticleVectorEnv, action_space
+from simulator.particles.actions import ActionType
+from simulator.particles.env import ParticleVectorEnv, action_space
 
 SPACE = action_space(64, 64, 50)
 SPEC = spec_from_space(SPACE)

@@ -16,13 +16,13 @@ from test_checkpoint import Bomb
 import config
 import inference
 import train_vlm
-from models import base_model
-from models.backbone import Backbone
+from models.backbones import hub_loading as base_model
+from models.backbones.qwen2_vl import Backbone
 from models.checkpoint import CheckpointError
-from models.heads import spec_from_space
+from models.heads.attention import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.goal_env import ParticleVectorEnv, action_space
-from simulator.worlds import make_env
+from simulator.particles.env import ParticleVectorEnv, action_space
+from simulator.registry import make_env
 
 NAME, WIDTH, EMBED = "qwen2_vl_small", 64, 32
 SMALL = base_model.qwen2_vl_config(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")

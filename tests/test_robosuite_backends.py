@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import rendering as R
+from simulator.robosuite import rendering as R
 
 ROOT = Path(__file__).resolve().parent.parent
 # no module of this name can be found, as where it was never installed
@@ -40,7 +40,7 @@ def renders():
 
 @pytest.mark.parametrize("wish", [None, "egl", "osmesa", "bogus"])
 def test_doctor(renders, wish):
-    code, out, err = python("-m", "simulator.rendering", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
+    code, out, err = python("-m", "simulator.robosuite.rendering", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
     assert code == (0 if any(renders.values()) else 1), err
     for line, (name, good) in zip(out, renders.items(), strict=False):
         assert line == f"{name}: renders" if good else line.startswith(f"{name}: ") and R.BACKENDS[name] in line
@@ -57,7 +57,8 @@ def test_doctor(renders, wish):
     find_spec("robosuite") is None, reason="robosuite is not installed: it is named first"))])
 def test_a_missing_package_is_named_with_the_extra(name):
     code, out, err = python("-c", WITHOUT.format(name=name) + """
-from simulator import rendering, robosuite_env
+from simulator.robosuite import rendering
+from simulator.robosuite import env as robosuite_env
 try:
     robosuite_env.RobosuiteEnv(instructions={})
 except rendering.WorldError as error:
@@ -81,7 +82,7 @@ def test_nothing_renders(monkeypatch, renders, capsys):
 
 
 def test_without_pictures_no_backend_is_needed(renders):
-    code, out, err = python("-c", "from simulator import rendering, robosuite_env\n"
+    code, out, err = python("-c", "from simulator.robosuite import env as robosuite_env, rendering\n"
                             "rendering.try_backend = lambda name: 'none'\n"
                             "env = robosuite_env.RobosuiteEnv(task='Lift', instructions={}, pictures=False)\n"
                             "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
@@ -92,7 +93,7 @@ def test_models_can_be_imported_after_pictures_were_drawn(renders):
     """Mesa and triton, which transformers imports, each bring an LLVM: in the wrong order the process crashes."""
     if not any(renders.values()):
         pytest.skip("nothing renders here")
-    code, out, err = python("-c", "from simulator.robosuite_env import RobosuiteEnv\n"
+    code, out, err = python("-c", "from simulator.robosuite.env import RobosuiteEnv\n"
                             "env = RobosuiteEnv(task='Lift', instructions={})\nenv.reset(seed=0)\n"
                             "from transformers import Qwen2VLForConditionalGeneration\nprint('good')")
     assert (code, out) == (0, ["good"]), err
@@ -102,7 +103,7 @@ def test_worlds_dropped_unclosed_leave_the_pictures_of_others_alone(renders):
     """What they free on the graphics side must be their own."""
     if not any(renders.values()):
         pytest.skip("nothing renders here")
-    code, out, err = python("-c", "import gc\nfrom simulator.robosuite_env import RobosuiteEnv\n"
+    code, out, err = python("-c", "import gc\nfrom simulator.robosuite.env import RobosuiteEnv\n"
                             "make = lambda: RobosuiteEnv(task='Lift', instructions={})\n"
                             "make()\nenv = make()\ngc.collect()\nmake()\ngc.collect()\n"
                             "a, b = (env.reset(seed=0)[0]['image'] for _ in range(2))\n"

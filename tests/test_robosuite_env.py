@@ -11,10 +11,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from simulator import robosuite_env as R
-from simulator.rendering import setup_mujoco_gl
-from simulator.robosuite_env import RobosuiteEnv, RobosuiteVectorEnv
-from simulator.worlds import EnvError
+from simulator.registry import EnvError
+from simulator.robosuite import env as R
+from simulator.robosuite.env import RobosuiteEnv, RobosuiteVectorEnv
+from simulator.robosuite.rendering import setup_mujoco_gl
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"Lift": ("lift_cube", "push_cube"), "PickPlaceCan": ("place_can", "place_can_near"),
@@ -228,7 +228,7 @@ def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
 
 LOOP = """
 import signal
-from simulator.robosuite_env import RobosuiteVectorEnv
+from simulator.robosuite.env import RobosuiteVectorEnv
 signal.signal(signal.SIGTERM, lambda *_: None)      # as a trainer that would rather save first
 env = RobosuiteVectorEnv(2, instructions={}, pictures=False, task="Lift")
 asked = []

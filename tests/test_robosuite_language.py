@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from simulator.language import ALLOWED_CHARS
-from simulator.robosuite_env import TASKS
-from simulator.robosuite_language import GOAL_PATTERNS, instructions_by_goal, parse_by_keywords, parse_instruction, rows
+from simulator.commands import ALLOWED_CHARS
+from simulator.robosuite.commands import GOAL_PATTERNS, instructions_by_goal, parse_by_keywords, parse_instruction, rows
+from simulator.robosuite.env import TASKS
 
 SCENE = {goal: task.goals for task in TASKS.values() for goal in task.goals}
 

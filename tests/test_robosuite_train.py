@@ -15,10 +15,10 @@ import inference  # noqa: E402
 import train_vlm  # noqa: E402
 from models import checkpoint  # noqa: E402
 from models.vlm_policy import VLMPolicy  # noqa: E402
-from simulator import robosuite_env  # noqa: E402
-from simulator.rendering import choose_backend  # noqa: E402
+from simulator.robosuite import env as robosuite_env  # noqa: E402
+from simulator.registry import EnvError, make_env  # noqa: E402
+from simulator.robosuite.rendering import choose_backend  # noqa: E402
 from simulator.rollout import collect  # noqa: E402
-from simulator.worlds import EnvError, make_env  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simulator.evaluation import run_episodes, step_ratio, success_rate, summarize, wilson
-from simulator.goal_env import ParticleVectorEnv
+from simulator.particles.env import ParticleVectorEnv
 from simulator.rollout import collect, stack_obs
 
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from reference_simulator import ReferenceWorld
 
-from simulator import kernels
-from simulator.action_operator import Action, ActionOperator
-from simulator.core import BACKGROUND, PALETTE, PHYSICS, ParticleSimulator
-from simulator.kernels import CELL_LIST_ABOVE, HEAT_CAPACITY
+from simulator.particles import kernels
+from simulator.particles.actions import Action, ActionOperator
+from simulator.particles.kernels import CELL_LIST_ABOVE, HEAT_CAPACITY
+from simulator.particles.physics import BACKGROUND, PALETTE, PHYSICS, ParticleSimulator
 
 PARTICLE = ("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity")
 STILL = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0,

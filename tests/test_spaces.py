@@ -6,9 +6,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from models.backbone import Backbone
-from models.base_model import read_config_files
-from models.heads import BoxSpec, DiscreteSpec, ProprioEncoder, spec_from_dict, spec_from_space
+from models.backbones.hub_loading import read_config_files
+from models.backbones.qwen2_vl import Backbone
+from models.heads.attention import BoxSpec, DiscreteSpec, ProprioEncoder, spec_from_dict, spec_from_space
 from models.vlm_policy import VLMPolicy
 from tests.conftest import LORA
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import expert, particles
-from simulator import goals as G
-from simulator.action_operator import ActionType
-from simulator.goal_env import ParticleTask, ParticleVectorEnv, instructions_by_goal
-from simulator.language import corpus_hash, corrupt_text
-from simulator.reader import normalise
+from simulator.commands import corpus_hash, corrupt_text
+from simulator.particles import expert
+from simulator.particles import goals as G
+from simulator.particles import splits as particles
+from simulator.particles.actions import ActionType
+from simulator.particles.env import ParticleTask, ParticleVectorEnv, instructions_by_goal
+from simulator.particles.parser import normalise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402

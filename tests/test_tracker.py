@@ -5,7 +5,7 @@ import struct
 import pytest
 
 import train_vlm
-from models.tracker import training_warnings
+from models.training.tracker import training_warnings
 
 
 def ppo(success, kl=0.01):

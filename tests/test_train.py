@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import train_vlm
-from models import checkpoint, learner
+from models import checkpoint
+from models.training import learner
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["vlm_tiny", "debug", "rl.iterations=3", "eval.episodes=4", "train.threads=1"]
@@ -180,7 +181,7 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
 
 
 def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
-    from models.heads import HybridDistribution
+    from models.heads.attention import HybridDistribution
     seen, honest = [], learner.bc_loss
     for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("log_due", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
@@ -194,7 +195,7 @@ def test_notebook_example(trained):
     """The example of the README, as it stands but for the path and the number of steps."""
     from PIL import Image
 
-    from simulator.goal_env import GoalConditionedEnv
+    from simulator.particles.env import GoalConditionedEnv
     from train_vlm import VLMPolicy
 
     env = GoalConditionedEnv(width=64, height=64)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models import base_model
+from models.backbones import hub_loading as base_model
 from models.zero_shot import VLMGenerator, ZeroShotPolicy, parse, policy_prompt, zero_shot_prompt
-from simulator.rendering import setup_mujoco_gl
-from simulator.robosuite_env import ACTIONS
-from simulator.worlds import EnvError
+from simulator.registry import EnvError
+from simulator.robosuite.env import ACTIONS
+from simulator.robosuite.rendering import setup_mujoco_gl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import zero_shot  # noqa: E402

@@ -14,8 +14,8 @@ import itertools
 import re
 import unicodedata
 
-from simulator.core import PALETTE
-from simulator.goals import GoalError, parse
+from simulator.particles.goals import GoalError, parse
+from simulator.particles.physics import PALETTE
 
 LEFT, RIGHT, UP, DOWN = (f"push(direction={way})" for way in ("left", "right", "up", "down"))
 CLUSTER, SPREAD, HEAT, COOL, VIBRATE = "cluster()", "spread()", "heat()", "cool()", "vibrate()"

@@ -24,7 +24,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from simulator import kernels
+from simulator.particles import kernels
 
 
 class ActionType(IntEnum):

@@ -3,7 +3,7 @@ import re
 import unicodedata
 from functools import cache
 
-from simulator import language
+from simulator import commands as language
 
 COMMANDS_FILE = language.COMMANDS_FILE.with_name("robosuite_commands.jsonl")
 

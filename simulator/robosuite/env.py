@@ -37,12 +37,12 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
+from simulator.commands import ALLOWED_CHARS, corpus_hash
 from simulator.evaluation import evaluate_actors, success_rate
-from simulator.language import ALLOWED_CHARS, corpus_hash
-from simulator.rendering import Camera, import_robosuite, setup_mujoco_gl
-from simulator.robosuite_expert import expert_action
-from simulator.robosuite_language import COMMANDS_FILE, instructions_by_goal, parse_instruction
-from simulator.worlds import EnvError
+from simulator.registry import EnvError
+from simulator.robosuite.commands import COMMANDS_FILE, instructions_by_goal, parse_instruction
+from simulator.robosuite.expert import expert_action
+from simulator.robosuite.rendering import Camera, import_robosuite, setup_mujoco_gl
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
 ACTION_VECTORS = np.zeros((8, 7), np.float32)      # 0.5: 2.5 cm commanded in a control step
@@ -608,7 +608,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
                 for key in parts[0]}
 
 
-# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
+# --- as simulator.registry wants it ---------------------------------------------------------------------------------
 def describe(action):
     if np.ndim(action) == 0:
         return ACTIONS[int(action)]
@@ -638,7 +638,7 @@ def eval_splits(config):
 
 
 def evaluate_split(split, config, policy, episodes, seed, baselines=True):
-    """As simulator.particles.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
+    """As simulator.particles.splits.measure: {actor: share}; of `swap`, where the sentence asks for another goal of the scene
     than the (true) one, {actor: {"true", "spoken", "gap"}}: success at the spoken goal should stay, at the true one
     collapse."""
     known = instructions_by_goal("train") if split in ("seen", "instruction_swap") else instructions_by_goal("held_out", split[-2:])
@@ -667,4 +667,4 @@ def make_single(config, max_steps=None, instructions=None):
     return RobosuiteEnv(instructions=instructions, **_settings(config, max_steps))
 
 
-gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite_env:RobosuiteEnv")
+gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite.env:RobosuiteEnv")

@@ -1,6 +1,6 @@
 """Pictures of a robosuite simulation without a screen: which graphics backend works here, and a fast camera.
 
-    python -m simulator.rendering       says whether pictures can be rendered here, and what is missing if not
+    python -m simulator.robosuite.rendering       says whether pictures can be rendered here, and what is missing if not
 """
 import importlib.util
 import itertools
@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from simulator.worlds import EnvError
+from simulator.registry import EnvError
 
 BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6"}      # Debian's packages
 

@@ -6,8 +6,8 @@ from a picture, and works with points some pixels off: a learner can copy it.
 """
 import numpy as np
 
-from simulator.action_operator import ActionType, PropertyType
-from simulator.goals import AXES, DIRECTIONS, REGIONS, offset_to_target, progress, target
+from simulator.particles.actions import ActionType, PropertyType
+from simulator.particles.goals import AXES, DIRECTIONS, REGIONS, offset_to_target, progress, target
 
 SPEED = 1.5         # px/step asked of a particle, at most
 STRENGTH = 3.0      # of one push or pull, at most
@@ -128,7 +128,7 @@ def active_goal_index(task):
 
 
 def expert_actions(task):
-    """Actions [B,7] for all worlds of a `goal_env.Worlds`, from its true state."""
+    """Actions [B,7] for all worlds of a `ParticleTask`, from its true state."""
     actions, table = noop_actions(task), {}
     for b, (plan, number) in enumerate(zip(task.goals, active_goal_index(task), strict=True)):
         table.setdefault(plan.goals[number], []).append(b)

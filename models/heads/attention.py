@@ -74,7 +74,7 @@ def spec_from_dict(d):
 
 def spec_from_space(space):
     """From a Gymnasium space: Discrete (with `names`, if it has some), a bounded Box of one axis, or one that carries
-    the layout of a hybrid action (simulator.goal_env.HybridAction). TypeError for any other."""
+    the layout of a hybrid action (simulator.particles.env.HybridAction). TypeError for any other."""
     from gymnasium import spaces
     if hasattr(space, "used_params"):
         return HybridSpec.from_dict(vars(space) | {"low": space.low, "high": space.high})
@@ -402,7 +402,7 @@ class HybridHead(AttentionActionHead):
 
 
 class GoalParserHead(nn.Module):
-    """Which of `words` a sentence says (`simulator.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one
+    """Which of `words` a sentence says (`simulator.particles.goals.words_of`): "2 heat" is a word of the second goal, "THEN" one
     of the plan.
 
     For each goal it looks for the tokens that speak of it, whatever they say, and reads them as it reads those of every

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.kernels import MAX_RADIUS, MAX_TEMPERATURE, MIN_RADIUS
+from simulator.particles.kernels import MAX_RADIUS, MAX_TEMPERATURE, MIN_RADIUS
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}   # y points down
 REGIONS = {"center": (0.5, 0.5), "top_left": (0.22, 0.22), "top_right": (0.78, 0.22),

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import base_model
-from models.base_model import CHAT_TEMPLATE, IMAGE
+from models.backbones import hub_loading as base_model
+from models.backbones.hub_loading import CHAT_TEMPLATE, IMAGE
 
 
 def smart_resize(height, width, factor, min_pixels, max_pixels):

@@ -1,6 +1,6 @@
 """The sentences that ship, and what people do to sentences: `load_sentences`, `perturb`.
 
-What a sentence asks for is read in simulator.reader.
+What a sentence asks for is read in simulator.particles.parser.
 """
 import hashlib
 import json
@@ -8,7 +8,7 @@ import re
 import string
 from pathlib import Path
 
-from simulator.goals import parse
+from simulator.particles.goals import parse
 
 COMMANDS_FILE = Path(__file__).resolve().parent.parent / "data" / "goal_commands.jsonl"
 # what a sentence may be written in

@@ -25,7 +25,7 @@ BACKGROUND, BODY, POSITIVE, NEGATIVE = 0, HALOS, HALOS + 8, HALOS + 9
 CELL_LIST_ABOVE = 96         # with more particles than this, neighbours are found through a cell list
 THREADS = numba.config.NUMBA_NUM_THREADS    # cores, or what the environment variable of this name says
 ENVS_PER_THREAD = 128     # at least: with fewer, waking a thread costs more than it saves
-# in the order of action_operator's enums
+# in the order of simulator.particles.actions
 NOOP, ADD_PARTICLE, SET_PROPERTY, APPLY_HEAT, APPLY_FORCE, APPLY_ATTRACTION, APPLY_REPULSION, STEP = range(8)
 OK, CLIPPED, NOT_FINITE, NO_TARGET, WORLD_FULL = range(5)
 
@@ -321,7 +321,7 @@ def draw(worlds, images, *arguments):
 
 @_jit
 def act(actions, state, size, status, field, extra_step):
-    """The immediate part of actions [B,7] that are within bounds (see action_operator.py): changes the state,
+    """The immediate part of actions [B,7] that are within bounds (see actions.py): changes the state,
     writes NO_TARGET and WORLD_FULL to `status` [B], a repulsion to `field` [B,4], STEP to `extra` [B]."""
     position, velocity, radius, mass, charge, temperature, conductivity, count, _, _ = state
     for b in range(len(actions)):

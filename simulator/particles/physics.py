@@ -16,8 +16,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from simulator import kernels
-from simulator.kernels import MAX_RADIUS
+from simulator.particles import kernels
+from simulator.particles.kernels import MAX_RADIUS
 
 PHYSICS = {
     "gravity_y": 0.0,                     # px/step^2, downwards

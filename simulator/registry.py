@@ -7,7 +7,7 @@ A world is a module with
     sentences(config)               {goal: its sentences} for training
     corpus(config)                  a hash of those files
     splits(config)                  the names of what an agent trained so can be measured in
-    measure_split(name, config, policy, episodes, seed, baselines)      see simulator.particles.measure
+    measure_split(name, config, policy, episodes, seed, baselines)      see simulator.particles.splits.measure
 
 The vector environment's observation is {"image": uint8 [E,H,W,3], "goal": E strings} and, of some, "proprio" float32
 [E,Q]. `reset(options={"goals", "texts"})` fixes what is asked; with the option `once` worlds may rest after their
@@ -29,7 +29,7 @@ class EnvError(ValueError):
     """A world that cannot be had as asked for; the message is one line that says what would be right."""
 
 
-REGISTRY = {"particles": "simulator.particles", "robosuite": "simulator.robosuite_env"}
+REGISTRY = {"particles": "simulator.particles.splits", "robosuite": "simulator.robosuite.env"}
 
 
 def get_env_family(config):

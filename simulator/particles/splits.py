@@ -1,4 +1,4 @@
-"""The particle world as simulator.worlds wants it, and how far an agent's understanding goes in it: the splits of an
+"""The particle world as simulator.registry wants it, and how far an agent's understanding goes in it: the splits of an
 evaluation, each k of n episodes with fixed seeds.
 
     seen                     the simple goals, and amounts if trained; sentences of training
@@ -22,11 +22,11 @@ world as the one before has left it.
 import numpy as np
 import torch
 
-from simulator import expert
-from simulator import goals as G
+from simulator.commands import CorpusError, corpus_hash, corrupt_text, load_instructions
 from simulator.evaluation import success_rate
-from simulator.goal_env import ParticleEnv, ParticleTask, ParticleVectorEnv, instructions_by_goal
-from simulator.language import CorpusError, corpus_hash, corrupt_text, load_instructions
+from simulator.particles import expert
+from simulator.particles import goals as G
+from simulator.particles.env import ParticleEnv, ParticleTask, ParticleVectorEnv, instructions_by_goal
 
 SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "per_object", "per_object_held_out",
           "cross_lingual", "multi_goal", "multi_goal_held_out", "compositional", "long_horizon")
@@ -169,7 +169,7 @@ def _long_horizon(make, act, episodes, seed):
     return {"tasks_in_a_row": [success_rate((length >= n).sum(), episodes) for n in range(1, TASKS_IN_A_ROW + 1)], "mean": float(length.mean())}
 
 
-# --- as simulator.worlds wants it ---------------------------------------------------------------------------------
+# --- as simulator.registry wants it ---------------------------------------------------------------------------------
 describe = ParticleEnv.describe
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from models.losses import bc_loss, parser_loss, ppo_loss
+from models.training.losses import bc_loss, parser_loss, ppo_loss
 from models.vlm_policy import distribute_like, full_tensor
 
 

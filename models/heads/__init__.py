@@ -1,0 +1,1 @@
+"""Action, value and goal-parser heads."""
