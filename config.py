@@ -19,8 +19,12 @@ from ato.adict import ADict
 from ato.scope import Scope
 
 
-class ConfigError(ValueError):
-    """What is wrong with the words given, in one line that names the nearest right ones."""
+class UserError(ValueError):
+    """An error that the user can fix. Its message is one line."""
+
+
+class ConfigError(UserError):
+    """A wrong preset, key or value. The message names the nearest right one."""
 
     def __init__(self, message):
         super().__init__(' '.join(message.split()))
