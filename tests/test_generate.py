@@ -1,4 +1,4 @@
-"""The generator of training sentences against endpoints that answer well, badly or not at all; start_vllm.sh."""
+"""The generator of instructions, with endpoints that answer well, badly or not at all; start_vllm.sh."""
 import contextlib
 import fcntl
 import hashlib
@@ -16,7 +16,6 @@ import urllib.request
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -28,18 +27,19 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "generate_training_data.py"
 sys.path.insert(0, str(ROOT / "scripts"))
 import generate_training_data as generate  # noqa: E402
+from commands import checks, client, goals, journal, prompt  # noqa: E402
 
 WORDS = ["amber", "birch", "cedar", "daisy", "elder", "fern", "ginger", "hazel", "iris", "jasmine"]
 SYLLABLES = "가나라바사자카타파하"
 
 
 def instructions(body):
-    """What a deterministic model says: now and then what it said to another request too."""
+    """Return the answer of a deterministic model. Now and then two requests get the same instruction."""
     digest = hashlib.sha256(str(body["seed"]).encode()).digest()
     korean = "Korean" in body["messages"][-1]["content"]
-    say = lambda a, b: (f"{SYLLABLES[a % 10]}{SYLLABLES[b % 10]}{SYLLABLES[a // 10 % 10]} 해 줘" if korean else
+    text = lambda a, b: (f"{SYLLABLES[a % 10]}{SYLLABLES[b % 10]}{SYLLABLES[a // 10 % 10]} 해 줘" if korean else
                         f"please {WORDS[a % 10]} the {WORDS[b % 10]} {WORDS[a // 10 % 10]}")
-    return [say(a, b) for a, b in zip(digest[:3], digest[3:6], strict=True)]
+    return [text(a, b) for a, b in zip(digest[:3], digest[3:6], strict=True)]
 
 
 def completion(content):
@@ -51,8 +51,8 @@ def well(body):
 
 
 class Endpoint(ThreadingHTTPServer):
-    """An endpoint on a free port. `reply(body, attempt)` gives the text of an answer, or (status, headers, text), or
-    ... to break off in mid-answer; it may wait. `requests` are the bodies that came, `most` how many at once."""
+    """An endpoint on a free port. `reply(body, attempt)` returns the text of an answer, or (status, headers, text), or
+    ... to break off within an answer; it may wait. `requests` lists the bodies; `most` were open at once."""
     request_queue_size = 256
     daemon_threads = True
 
@@ -135,13 +135,12 @@ def lines(path):
 
 
 def tasks(n, languages=("en",), variations=5, seed=0):
-    args = SimpleNamespace(n_goals=n, languages=languages, n_variations=variations, seed=seed)
-    return generate.all_tasks(args, "tiny")
+    return goals.make_tasks(seed, n, variations, languages, "tiny")
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    monkeypatch.setattr(generate, "BACKOFF", 0.01)
+def short_backoff(monkeypatch):
+    monkeypatch.setattr(client, "BACKOFF", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -149,8 +148,8 @@ def hasty(monkeypatch):
 
 
 def test_goals_are_a_function_of_seed_and_number_over_the_whole_language():
-    drawn = [generate.draw_goal(0, k) for k in range(3000)]
-    assert drawn[700] == generate.draw_goal(0, 700) and drawn[:50] != [generate.draw_goal(1, k) for k in range(50)]
+    drawn = [goals.draw_goal(0, k) for k in range(3000)]
+    assert drawn[700] == goals.draw_goal(0, 700) and drawn[:50] != [goals.draw_goal(1, k) for k in range(50)]
     assert [task.goal for task in tasks(20)] == [task.goal for task in tasks(40)[:20]]
     for goal in drawn:
         plan = parse(goal)
@@ -160,20 +159,20 @@ def test_goals_are_a_function_of_seed_and_number_over_the_whole_language():
             for odd in ({"heat", "cool"}, {"cluster", "spread"}, {"spread", "align"}, {"push", "vibrate"}):
                 assert not odd <= set(kinds)
             assert sum(part.kind == "push" or part.kind == "move_to" and not part.ids for part in phase) <= 1
-    goals = {part for goal in drawn for part in parse(goal).goals}
-    assert {part.kind for part in goals} == set(KINDS)
-    assert {i for part in goals for i in part.ids} == set(range(8))
-    assert {len(part.bounds) for part in goals} == {0, 1, 2}
-    assert {part.argument for part in goals if part.kind in ("heat", "cool")} == {None, "to", "by"}
+    parts = {part for goal in drawn for part in parse(goal).goals}
+    assert {part.kind for part in parts} == set(KINDS)
+    assert {i for part in parts for i in part.ids} == set(range(8))
+    assert {len(part.bounds) for part in parts} == {0, 1, 2}
+    assert {part.argument for part in parts if part.kind in ("heat", "cool")} == {None, "to", "by"}
     assert any(len(parse(goal).phases) == 3 for goal in drawn) and any(" AND " in goal for goal in drawn)
 
 
 def test_a_goal_is_described_in_words_with_its_colours_in_both_languages():
-    say = generate.describe
-    assert say("push(direction=left, distance=20)") == "move all particles left by 20 pixels"
-    assert say("move_toward(0, 5)", "ko") == ("move the red particle (빨간 입자) to the cyan particle (하늘색 입자), "
-                                              "so that it is next to it")
-    assert say("heat(to=7) AND cluster(ids=[1,2]) THEN move_to(id=3, x>48)") == (
+    describe = prompt.describe
+    assert describe("push(direction=left, distance=20)") == "move all particles left by 20 pixels"
+    assert describe("move_toward(0, 5)", "ko") == (
+        "move the red particle (빨간 입자) to the cyan particle (하늘색 입자), so that it is next to it")
+    assert describe("heat(to=7) AND cluster(ids=[1,2]) THEN move_to(id=3, x>48)") == (
         "first make all particles hotter, until they have exactly 7 degrees, and at the same time gather only the "
         "green particle and the blue particle close together in one group; then, after that, move only the yellow "
         "particle to the far right of the picture")
@@ -182,10 +181,10 @@ def test_a_goal_is_described_in_words_with_its_colours_in_both_languages():
 def test_the_examples_shown_are_training_rows_of_the_language():
     held_out = {row["text"] for row in load_instructions() if row["split"] == "held_out"}
     for task in tasks(50, ("ko", "en")):
-        system, *talk, last = generate.messages(task)
+        system, *talk, last = prompt.messages(task)
         shown = [json.loads(message["content"]) for message in talk if message["role"] == "assistant"]
         assert len(shown) == 2 and held_out.isdisjoint(sum(shown, []))
-        assert generate.LANGUAGES[task.language] in last["content"] and "5 different sentences" in last["content"]
+        assert goals.LANGUAGES[task.language] in last["content"] and "5 different sentences" in last["content"]
 
 
 # Every way to answer
@@ -193,12 +192,12 @@ def test_the_examples_shown_are_training_rows_of_the_language():
 
 def test_goals_at_once_are_kept_in_the_order_in_which_they_are_said(tmp_path):
     task = replace(tasks(1, variations=4)[0], goal="push(direction=left) AND heat()", language="en")
-    corpus = generate.Corpus(tmp_path / "out.jsonl", [task])
-    corpus.answer(task, json.dumps(["warm them all as you move them left", "move them left as you warm them all",
+    corpus = journal.Corpus(tmp_path / "out.jsonl", [task])
+    corpus.add_answer(task, json.dumps(["warm them all as you move them left", "move them left as you warm them all",
                                     "something quite unclear to rules", "warm them all as you move them right"]))
     corpus.close()
-    goals = [row["goal"] for row in load_instructions(tmp_path / "out.jsonl")]
-    assert goals == ["heat() AND push(direction=left)", task.goal, task.goal] and corpus.counts["contradicted"] == 1
+    written = [row["goal"] for row in load_instructions(tmp_path / "out.jsonl")]
+    assert written == ["heat() AND push(direction=left)", task.goal, task.goal] and corpus.counts["contradicted"] == 1
 
 
 def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
@@ -210,7 +209,7 @@ def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
     known = ("please heat up all of these particles", "line up in a row")
     wrong = lambda goal: next(text for text in known if instruction_to_goal(text) != goal)
     todo = tasks(20, variations=7)
-    numbers = {json.dumps(generate.messages(task)): task.number for task in todo}
+    numbers = {json.dumps(prompt.messages(task)): task.number for task in todo}
     times = {}
 
     def sleep(then):
@@ -261,7 +260,7 @@ def test_every_failure_ends_in_rows_or_in_a_counted_refusal(tmp_path, capsys):
                       "length": 2, "characters": 2, "goal_language": 2, "surplus": 1}
     rows = load_instructions(output)
     assert rows[0] == kept and first[1] == f"20 requests: {len(rows) - 1} rows in {output}"
-    keys = [generate.key(row["text"]) for row in rows]
+    keys = [checks.key(row["text"]) for row in rows]
     assert len(set(keys)) == len(keys) > 30
     assert "so new  to me" in {row["text"] for row in rows}
     assert {json.dumps({**row, "text": "", "goal": ""}) for row in rows[1:]} == {json.dumps(
@@ -294,7 +293,7 @@ def test_rows_do_not_depend_on_the_order_of_the_answers(tmp_path):
     assert lines(tmp_path / "1") == lines(tmp_path / "32")
 
 
-# Stopped and gone on with
+# Stopped and continued
 
 
 def slow(body, attempt):
@@ -340,7 +339,7 @@ def test_killed_at_ten_moments_it_ends_with_the_rows_of_an_undisturbed_run(tmp_p
         assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "calm.jsonl")
 
 
-def test_ctrl_c_and_a_full_disk_end_in_one_line_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_and_a_full_disk_end_in_one_line_and_the_same_command_continues(tmp_path):
     many = ("--n-goals=40", "--concurrency=4")
     with Endpoint() as endpoint:
         assert finish(start(endpoint, tmp_path / "calm", *many))[0] == 0
@@ -356,7 +355,7 @@ def test_ctrl_c_and_a_full_disk_end_in_one_line_and_the_same_command_goes_on(tmp
         while len(endpoint.requests) < 11:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
-        assert finish(process) == (130, [], ["stopped: the same command goes on from here"])
+        assert finish(process) == (130, [], ["stopped: the same command continues from here"])
         stopped.set()
         for limit in (3000, 9500):
             limits = lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -381,7 +380,7 @@ def test_other_settings_add_to_the_output_and_say_so(tmp_path, capsys):
         assert len(endpoint.requests) == 44
         assert generate.main(arguments(endpoint, output, "--n-goals=12")) == 0       # 10 of the 12 are there
         assert len(endpoint.requests) == 48
-        assert len(load_instructions(output)) == len({generate.key(row["text"]) for row in load_instructions(output)})
+        assert len(load_instructions(output)) == len({checks.key(row["text"]) for row in load_instructions(output)})
 
 
 # Errors
@@ -424,7 +423,7 @@ def test_endpoints_that_cannot_serve(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_run_that_no_request_of_which_can_succeed_ends(status, tmp_path, capsys):
+def test_a_run_ends_if_no_request_can_succeed(status, tmp_path, capsys):
     with Endpoint(lambda body, attempt: (status, {}, "go\naway")) as endpoint:
         assert generate.main(arguments(endpoint, tmp_path / "out", "--n-goals=50")) == 2
         assert capsys.readouterr().err.splitlines()[-1].endswith(f"chat/completions answers {status} go away")
@@ -470,8 +469,8 @@ def test_a_second_run_into_the_same_file_is_refused(tmp_path, capsys):
 def test_dry_run_asks_and_writes_nothing(tmp_path, capsys):
     assert generate.main(arguments("http://127.0.0.1:9/v1", tmp_path / "out", "--dry-run", "--n-goals=30")) == 0
     out = capsys.readouterr().out
-    assert out.endswith("goals, 300 sentences; nothing was asked or written\n") and "dry run: 60 requests" in out
-    assert generate.draw_goal(0, 0) in out and generate.SYSTEM in out
+    assert out.endswith("goals, 300 instructions; nothing was asked or written\n") and "dry run: 60 requests" in out
+    assert goals.draw_goal(0, 0) in out and prompt.SYSTEM in out
     assert list(tmp_path.iterdir()) == []
 
 
