@@ -595,7 +595,7 @@ def test_samples_look_like_those_of_the_env(env, recorded):
     assert env.single_action_space.contains(actions[0].item())
 
 
-def test_demonstrations_of_another_env_are_refused(env, recorded):
+def test_demonstrations_of_the_same_env_are_accepted(env, recorded):
     DemoDataset(recorded).validate(env)
 
 
