@@ -39,9 +39,9 @@ def make_tasks(seed: int, n_goals: int, n_variations: int, languages: list[str],
 def draw_goal(seed: int, number: int) -> str:
     """Return goal `number` of a seed: one goal, two at once, or two or three in order."""
     rng = random.Random(f"{seed}/{number}")
-    # FIXME: each language checks a new goal, so the returned one is checked for the last language only
-    while any(is_held_out(goal := _draw_plan(rng), language) for language in LANGUAGES):
-        pass
+    goal = _draw_plan(rng)
+    while any(is_held_out(goal, language) for language in LANGUAGES):
+        goal = _draw_plan(rng)
     return goal
 
 
