@@ -57,7 +57,8 @@ class VLMPolicy(nn.Module):
         proprio_features = self.proprio_encoder.width if proprio else 0
         self.parser_head = GoalParserHead(backbone.width, self.goal_vocab)
         known = self.parser_head.to_goal_features(torch.zeros(1, len(goal_vocab))).shape[-1] if goal_vocab else backbone.width
-        self.action_head = spec.make_head(known + proprio_features, backbone.patch_width, hidden, init_std)
+        from models.heads import make_head
+        self.action_head = make_head(spec, known + proprio_features, backbone.patch_width, hidden, init_std)
         self.value_head = ValueHead(backbone.width + proprio_features, [hidden[-1]])
         # a checkpoint must hold the weights that training changes, and the base's too if it is nowhere else
         self._saved_names = {name for name, parameter in self.named_parameters() if parameter.requires_grad or backbone.config_files}
