@@ -37,6 +37,7 @@ class GoalParserHead(nn.Module):
         # forward() computes the logits of every number and name, then those of the whole goal
         computed = [f"{number} {name}" for number in numbers for name in names]
         computed += [goal_vocab[i] for i in self.plan_columns]
+        self.goal_width = len(numbers) + len(names) + len(self.plan_columns)    # W of `to_goal_features`
         self.order = [computed.index(slot) for slot in goal_vocab]
         # a layer without outputs would have empty parameters, which FSDP does not support
         self.token_query = nn.Linear(width, len(numbers), bias=False) if numbers else None
