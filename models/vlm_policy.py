@@ -27,8 +27,7 @@ from models.heads.goal_parser import GoalParserHead, last_token
 from models.heads.value import ValueHead
 
 Images = torch.Tensor | np.ndarray | Sequence       # see models.features.image_tensor
-Obs = dict[str, Any]
-Meta = dict[str, Any]                               # JSON data
+Obs = Meta = dict[str, Any]                         # arrays by name; JSON data
 Bounds = tuple[Sequence[float], Sequence[float]]    # low, high
 
 
@@ -147,8 +146,8 @@ class VLMPolicy(nn.Module):
                       proprio: Any = None) -> tuple[torch.Tensor, torch.Tensor, PolicyOutput]:
         """Return (actions, log_probs float32 [B], output); the first two are on the CPU.
 
-        Actions are float32 [B,A], or int64 [B] in a discrete space. With `deterministic` they are greedy: the mode of
-        every factor. The other arguments are those of `forward`; `goals` are B instructions.
+        Actions are float32 [B,A], or int64 [B] in a discrete space; with `deterministic` greedy, the mode of every
+        factor. The other arguments are those of `forward`; `goals` are B instructions.
         """
         output = self(images, goals, proprio)
         actions = output.distribution.sample(deterministic)
@@ -198,17 +197,18 @@ class VLMPolicy(nn.Module):
 
     def model_config(self) -> Meta:
         """Return JSON data from which `from_config` builds the same policy, without its weights."""
-        backbone = self.backbone
-        return {"spec": asdict(self.spec), "heads": self.head_settings, "base": backbone.name,
-                "base_hash": backbone.base_hash, "backbone": backbone.init_kwargs(), "config_files": backbone.config_files}
+        base = self.backbone
+        return {"spec": asdict(self.spec), "heads": self.head_settings, "base": base.name,
+                "base_hash": base.base_hash, "backbone": base.init_kwargs(), "config_files": base.config_files}
 
     @classmethod
     def from_config(cls, config: Meta, base_model: str | Path | None = None) -> "VLMPolicy":
-        """Return a policy from `model_config()`; `base_model` is the base model's folder or hub name if it moved.
+        """Return a policy from `model_config()`, with new heads; `base_model` as in `from_checkpoint`.
 
-        Raises UserError for an unknown head, and if the base model is another one or cannot be loaded.
+        Raises UserError for an unknown head, and for a base model that is another one or cannot be loaded.
         """
-        return cls(spec=spec_from_dict(config["spec"]), backbone=hub.load_backbone(config, base_model), **config["heads"])
+        spec = spec_from_dict(config["spec"])
+        return cls(hub.load_backbone(config, base_model), spec, **config["heads"])
 
     def save(self, path: str | Path, meta: Meta | None = None) -> None:
         """Write an inference checkpoint; `meta` is JSON data on its training."""

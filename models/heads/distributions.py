@@ -320,7 +320,7 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 def _clamp_to_space(actions: torch.Tensor, low: Sequence[float], high: Sequence[float]) -> torch.Tensor:
     """Return actions [B,A] as float32 inside [low, high].
 
-    Rounding may leave the space: in float32, -0.1 + 1.0 * 0.2 is 0.10000001. A bound that float32 cannot represent
+    Rounding may leave the space: in float32, -1 + 1.0 * 1.1 is 0.10000002. A bound that float32 cannot represent
     is rounded inwards, so that a float64 space contains the action too.
     """
     low = torch.from_numpy(_round_inwards(low, np.float32(np.inf))).to(actions.device)
