@@ -124,7 +124,7 @@ def test_the_shipped_checkpoint_acts_as_before():
 
 
 # --- what is no checkpoint --------------------------------------------------------------------------------------
-class Exploit:
+class Bomb:
     """Its pickle creates a file when it is loaded."""
 
     def __init__(self, path):
@@ -151,9 +151,9 @@ def damage(kind, path, saved):
         case "text":
             path.write_text("not a checkpoint\n")
         case "pickle":
-            path.write_bytes(pickle.dumps({"format": checkpoint.FORMAT, "weights": Exploit(path.with_name("bang"))}, 2))
+            path.write_bytes(pickle.dumps({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, 2))
         case "torch pickle":
-            torch.save({"format": checkpoint.FORMAT, "weights": Exploit(path.with_name("bang"))}, path)
+            torch.save({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, path)
         case "tensor":
             torch.save(torch.ones(3), path)
         case "weights alone":
@@ -178,7 +178,7 @@ def test_refused_in_one_line(kind, saved, tmp_path):
 
 def test_the_pickle_does_run_code_elsewhere(tmp_path):
     with (tmp_path / "pickle").open("wb") as file:
-        pickle.dump(Exploit(tmp_path / "bang"), file)
+        pickle.dump(Bomb(tmp_path / "bang"), file)
     with (tmp_path / "pickle").open("rb") as file:
         pickle.load(file).close()
     assert (tmp_path / "bang").exists()

@@ -98,9 +98,9 @@ def test_spec_says_what_each_type_uses():
 def test_noop_and_step_have_the_log_prob_of_their_type_alone():
     d, actions = distribution(), SPACE.low[None].repeat(2, 0)
     actions[:, 0] = ActionType.NOOP, ActionType.STEP
-    wanted = d.type_logits.log_softmax(-1)[0, [ActionType.NOOP, ActionType.STEP]]
+    expected = d.type_logits.log_softmax(-1)[0, [ActionType.NOOP, ActionType.STEP]]
     given = torch.cat([d.log_prob(torch.from_numpy(row)[None]) for row in actions])
-    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ActionType)
@@ -192,9 +192,9 @@ def test_deterministic_actions_are_the_modes():
         unit = dict(zip(("x", "y", "value", "radius"), [*point, *d.param_mean[b, kind]], strict=True))
         for a, name in enumerate(COLUMNS[1:], 1):
             low, span = float(SPACE.low[a]), float(SPACE.high[a] - SPACE.low[a])
-            wanted = low if name not in uses(int(kind)) else (
+            expected = low if name not in uses(int(kind)) else (
                 float(d.class_logits[b].argmax()) if name == "property_type" else low + float(unit[name]) * span)
-            assert abs(float(action[a]) - wanted) < 1e-4
+            assert abs(float(action[a]) - expected) < 1e-4
         assert action[0] == kind
 
 
@@ -219,13 +219,13 @@ def test_entropy_is_minus_the_mean_log_prob():
         log_p = UnitTruncatedNormal(mean[None], std[None]).log_prob(x)
         return -(w * log_p.exp() * log_p).sum()
     discrete = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
-    wanted, p = discrete(d.type_logits[0]), d.type_logits[0].softmax(-1)
+    expected, p = discrete(d.type_logits[0]), d.type_logits[0].softmax(-1)
     for kind in ActionType:
         means = [*d.point[0, kind, 0], *d.param_mean[0, kind]]
         for name, mean, std in zip(("x", "y", "value", "radius"), means, d.std[kind], strict=True):
-            wanted += p[kind] * h(mean, std) * (name in uses(kind))
-        wanted += p[kind] * discrete(d.class_logits[0]) * ("property_type" in uses(kind))
-    torch.testing.assert_close(d.entropy()[0], wanted, rtol=0, atol=1e-8)
+            expected += p[kind] * h(mean, std) * (name in uses(kind))
+        expected += p[kind] * discrete(d.class_logits[0]) * ("property_type" in uses(kind))
+    torch.testing.assert_close(d.entropy()[0], expected, rtol=0, atol=1e-8)
 
 
 def test_entropy_of_several_modes_bounds_that_of_the_samples():
@@ -240,9 +240,9 @@ def test_entropy_of_several_modes_bounds_that_of_the_samples():
 def test_entropy_of_the_type_alone():
     """All on NOOP: 0. NOOP and STEP in equal shares: log 2. Neither has parameters."""
     d = distribution()
-    for kinds, wanted in (([ActionType.NOOP], 0.0), ([ActionType.NOOP, ActionType.STEP], math.log(2))):
+    for kinds, expected in (([ActionType.NOOP], 0.0), ([ActionType.NOOP, ActionType.STEP], math.log(2))):
         d.type_logits = torch.full((1, KINDS), -200.0, dtype=torch.float64).index_fill(1, torch.tensor(kinds), 0.0)
-        assert abs(d.entropy().item() - wanted) < 1e-9
+        assert abs(d.entropy().item() - expected) < 1e-9
 
 
 # --- the backbone -----------------------------------------------------------------------------------------------
@@ -263,9 +263,9 @@ def test_pixels_are_those_of_the_official_image_processor(policy, processor, siz
     patches, grid = policy.backbone.pixels(images)
     official = processor([Image.fromarray(image.numpy()) for image in images], return_tensors="pt")
     assert official["image_grid_thw"].tolist() == [[1, *grid]] * 2
-    wanted = official["pixel_values"].view(2, patches.shape[1], 3, 2, -1)
-    torch.testing.assert_close(wanted[:, :, :, 0], wanted[:, :, :, 1], rtol=0, atol=0)
-    torch.testing.assert_close(patches.view(2, patches.shape[1], 3, -1), wanted[:, :, :, 0], rtol=0, atol=1e-5)
+    expected = official["pixel_values"].view(2, patches.shape[1], 3, 2, -1)
+    torch.testing.assert_close(expected[:, :, :, 0], expected[:, :, :, 1], rtol=0, atol=0)
+    torch.testing.assert_close(patches.view(2, patches.shape[1], 3, -1), expected[:, :, :, 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64)])
@@ -308,9 +308,9 @@ def test_patch_log_prob_by_hand():
     """Two queries over two patches, left and right; the first position is on the right, the second is not known."""
     d = distribution(batch=2)
     d.attn_weights, d.patch_xy = f64([0.9, 0.1], [0.2, 0.8]).expand(2, 2, 2), f64([0.25, 0.5], [0.75, 0.5])
-    places = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
-    wanted = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
-    torch.testing.assert_close(d.patch_log_prob(places), wanted, rtol=0, atol=1e-4)
+    object_xy = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
+    expected = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
+    torch.testing.assert_close(d.patch_log_prob(object_xy), expected, rtol=0, atol=1e-4)
 
 
 def test_subgoal_log_prob_by_hand():
@@ -380,10 +380,10 @@ def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
 
 def test_centres_lie_where_the_patches_are():
     """Two rows of three patches that are not merged: (x, y), row by row; merged by fours, token by token."""
-    wanted = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(wanted))
-    wanted = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(wanted))
+    expected = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
+    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(expected))
+    expected = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
+    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(expected))
 
 
 def test_patches_and_image_tokens_belong_to_their_places(policy):
@@ -405,8 +405,8 @@ def test_point_log_prob_by_hand():
     d.point_attention = f64([0.9, 0.1], [0.2, 0.8]).expand(2, KINDS, 2, 2)
     d.patch_xy = f64([0.25, 0.5], [0.75, 0.5])
     actions = f64(*([float(kind), -1, 60, 10, 0, 1, 2] for kind in (ActionType.SET_PROPERTY, ActionType.APPLY_FORCE)))
-    wanted = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
-    torch.testing.assert_close(d.point_log_prob(actions), wanted, rtol=0, atol=1e-5)
+    expected = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
+    torch.testing.assert_close(d.point_log_prob(actions), expected, rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_its_samples(policy):
