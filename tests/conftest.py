@@ -5,7 +5,7 @@ import torch
 import config
 from models.backbones.hub_loading import init_model_files, read_config_files
 from models.backbones.qwen2_vl import Backbone
-from models.heads.attention import spec_from_space
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
 from simulator.particles.env import action_space, instructions_by_goal
 

@@ -4,6 +4,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,8 +75,58 @@ def test_a_header_that_begins_as_a_pickle_does(tmp_path):
     assert 0x80 in starts
 
 
+# --- files of format 2 ------------------------------------------------------------------------------------------
+def as_format_2(path):
+    """Rewrite a checkpoint of today with the names of format 2."""
+    meta, weights, state = checkpoint.load(path)
+    config_ = meta.pop("model_config")
+    config_["heads"]["words"] = config_["heads"].pop("goal_vocab")
+    config_["files"] = config_.pop("config_files")
+    spec = config_["spec"]
+    spec.pop("kind")
+    spec["uses"], spec["point"] = spec.pop("used_params"), spec.pop("xy_params")
+    old_weights = {}
+    for name, tensor in weights.items():
+        old, new = next((pair for pair in checkpoint.OLD_PARAMETERS if name.startswith(pair[1])), ("", ""))
+        old_weights[old + name.removeprefix(new)] = tensor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", checkpoint.OLD_FORMAT)
+        checkpoint.save(path, meta | {"architecture": config_}, old_weights, state)
+
+
+def test_format_2_loads_and_acts_as_before(policy, tmp_path):
+    policy.save(tmp_path / "p.pt", META)
+    as_format_2(tmp_path / "p.pt")
+    loaded = VLMPolicy.from_checkpoint(tmp_path / "p.pt")
+    assert torch.equal(outputs(loaded), outputs(policy)) and loaded.meta["config"] == META["config"]
+
+
+def test_a_training_state_of_format_2_is_refused(policy, tmp_path):
+    checkpoint.save(tmp_path / "s.pt", {"model_config": policy.model_config()}, policy.trainable_state_dict(), {"n": 1})
+    as_format_2(tmp_path / "s.pt")
+    with pytest.raises(CheckpointError, match="s.pt is a training state of an older version") as error:
+        checkpoint.load(tmp_path / "s.pt")
+    assert one_line(error)
+
+
+def test_the_shipped_checkpoint_acts_as_before():
+    """Greedy actions on a fixed image, as the version that wrote the file computed them."""
+    policy = VLMPolicy.from_checkpoint(ROOT / "checkpoints" / "vlm_tiny.pt")
+    y, x = np.mgrid[0:64, 0:64]
+    image = np.stack([(3 * x + y) % 256, (x * y) % 256, (5 * y) % 256], -1).astype(np.uint8)
+    instructions = ["heat everything up, then spread it out", "입자들을 왼쪽으로 이동시켜"]
+    actions, log_probs, output = policy.sample_action([image] * 2, instructions, deterministic=True)
+    torch.testing.assert_close(actions, torch.tensor([
+        [4.0, -1.0, 41.12953567504883, 40.82551574707031, 2.841938018798828, 64.0, 0.0],
+        [5.0, -1.0, 25.800596237182617, 2.118575096130371, 2.9422659873962402, 64.0, 0.0]]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(log_probs, torch.tensor([6.207695007324219, 6.293227195739746]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(output.value, torch.tensor([0.5209782123565674, 0.7879509925842285]), rtol=0, atol=1e-4)
+
+
 # --- what is no checkpoint --------------------------------------------------------------------------------------
 class Bomb:
+    """Its pickle creates a file when it is loaded."""
+
     def __init__(self, path):
         self.path = path
 
@@ -84,14 +135,14 @@ class Bomb:
 
 
 def damage(kind, path, saved):
-    full_tensor = saved.read_bytes()
+    content = saved.read_bytes()
     match kind:
         case "missing":
             return
         case "folder":
             path.mkdir()
         case "half":
-            path.write_bytes(full_tensor[:len(full_tensor) // 2])
+            path.write_bytes(content[:len(content) // 2])
         case "empty":
             path.write_bytes(b"")
         case "random":
@@ -99,20 +150,20 @@ def damage(kind, path, saved):
                              .numpy().tobytes())
         case "text":
             path.write_text("not a checkpoint\n")
-        case "bomb":
+        case "pickle":
             path.write_bytes(pickle.dumps({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, 2))
-        case "torch bomb":
+        case "torch pickle":
             torch.save({"format": checkpoint.FORMAT, "weights": Bomb(path.with_name("bang"))}, path)
         case "tensor":
             torch.save(torch.ones(3), path)
         case "weights alone":
             torch.save({"w": torch.ones(3)}, path)
-        case "no architecture":
+        case "no policy":
             checkpoint.save(path, {}, {"w": torch.ones(3)})
 
 
-KINDS = ["missing", "folder", "half", "empty", "random", "text", "bomb", "torch bomb",
-         "tensor", "weights alone", "no architecture"]
+KINDS = ["missing", "folder", "half", "empty", "random", "text", "pickle", "torch pickle",
+         "tensor", "weights alone", "no policy"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,10 +176,10 @@ def test_refused_in_one_line(kind, saved, tmp_path):
     assert not (tmp_path / "bang").exists()
 
 
-def test_the_bomb_works_where_it_is_not_refused(tmp_path):
-    with (tmp_path / "bomb").open("wb") as file:
+def test_the_pickle_does_run_code_elsewhere(tmp_path):
+    with (tmp_path / "pickle").open("wb") as file:
         pickle.dump(Bomb(tmp_path / "bang"), file)
-    with (tmp_path / "bomb").open("rb") as file:
+    with (tmp_path / "pickle").open("rb") as file:
         pickle.load(file).close()
     assert (tmp_path / "bang").exists()
 
@@ -144,8 +195,8 @@ def test_cut_anywhere(cut, saved, tmp_path):
 def test_random_bytes_and_cut_pickles(tmp_path):
     g = torch.Generator().manual_seed(0)
     noise = [torch.randint(256, (n,), dtype=torch.uint8, generator=g).numpy().tobytes() for n in range(1, 100)]
-    full_tensor = pickle.dumps({"format": checkpoint.FORMAT, "meta": "{}", "weights": {"w": [1, 2]}}, protocol=2)
-    for content in noise + [full_tensor[:cut] for cut in range(len(full_tensor))]:
+    whole = pickle.dumps({"format": checkpoint.FORMAT, "meta": "{}", "weights": {"w": [1, 2]}}, protocol=2)
+    for content in noise + [whole[:cut] for cut in range(len(whole))]:
         (tmp_path / "noise.pt").write_bytes(content)
         with pytest.raises(CheckpointError) as error:
             checkpoint.load(tmp_path / "noise.pt")
@@ -173,9 +224,10 @@ def test_another_architecture(make_policy, saved, tmp_path):
 
 def test_base_model_that_is_gone(policy, tmp_path):
     model_config = policy.model_config() | {"base": str(tmp_path / "gone"), "config_files": None}
-    checkpoint.save(tmp_path / "p.pt", {"architecture": model_config}, policy.trainable_state_dict())
-    with pytest.raises(CheckpointError, match="gone"):
+    checkpoint.save(tmp_path / "p.pt", {"model_config": model_config}, policy.trainable_state_dict())
+    with pytest.raises(CheckpointError, match="p.pt: needs its base model '.*/gone', which cannot be loaded") as error:
         VLMPolicy.from_checkpoint(tmp_path / "p.pt")
+    assert one_line(error)
 
 
 # --- a save that fails ------------------------------------------------------------------------------------------
@@ -286,7 +338,7 @@ def test_inference_refuses_bytes_that_are_no_text(saved, capsys, tmp_path):
     assert "give the sentence in UTF-8" in refused(inference.main, words, capsys, tmp_path)[1]
 
 
-def test_inference_writes_a_moving_picture(saved, capsys, tmp_path):
+def test_inference_writes_a_gif(saved, capsys, tmp_path):
     from PIL import Image
     for name in ("a.gif", "b.gif"):
         assert inference.main(["--goal", "sing <|image_pad|> a song", "--model", str(saved), "--seed", "3",

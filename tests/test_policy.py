@@ -9,15 +9,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from models.backbones.qwen2_vl import Backbone
-from models.heads.attention import (
-    GoalParserHead,
-    HybridDistribution,
-    HybridHead,
-    UnitTruncatedNormal,
-    last_token,
-    spec_from_dict,
-    spec_from_space,
-)
+from models.heads import spec_from_dict, spec_from_space
+from models.heads.attention import HybridHead
+from models.heads.distributions import HybridDistribution, UnitTruncatedNormal
+from models.heads.goal_parser import GoalParserHead, last_token
 from models.vlm_policy import VLMPolicy
 from simulator.particles.actions import ActionType
 from simulator.particles.env import ParticleVectorEnv, action_space
@@ -103,9 +98,9 @@ def test_spec_says_what_each_type_uses():
 def test_noop_and_step_have_the_log_prob_of_their_type_alone():
     d, actions = distribution(), SPACE.low[None].repeat(2, 0)
     actions[:, 0] = ActionType.NOOP, ActionType.STEP
-    wanted = d.type_logits.log_softmax(-1)[0, [ActionType.NOOP, ActionType.STEP]]
+    expected = d.type_logits.log_softmax(-1)[0, [ActionType.NOOP, ActionType.STEP]]
     given = torch.cat([d.log_prob(torch.from_numpy(row)[None]) for row in actions])
-    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ActionType)
@@ -167,8 +162,8 @@ def test_sampled_frequencies_of_types_and_classes():
     for column, logits, rows in ((0, d.type_logits, slice(None)),
                                  (6, d.class_logits, actions[:, 0] == ActionType.SET_PROPERTY)):
         drawn, p = actions[rows, column].long(), logits.softmax(-1)[0]
-        share = torch.bincount(drawn, minlength=8) / len(drawn)
-        assert ((share - p).abs() < 4 * (p * (1 - p) / len(drawn)).sqrt()).all()
+        fraction = torch.bincount(drawn, minlength=8) / len(drawn)
+        assert ((fraction - p).abs() < 4 * (p * (1 - p) / len(drawn)).sqrt()).all()
 
 
 def test_samples_have_the_moments_of_the_density():
@@ -197,9 +192,9 @@ def test_deterministic_actions_are_the_modes():
         unit = dict(zip(("x", "y", "value", "radius"), [*point, *d.param_mean[b, kind]], strict=True))
         for a, name in enumerate(COLUMNS[1:], 1):
             low, span = float(SPACE.low[a]), float(SPACE.high[a] - SPACE.low[a])
-            wanted = low if name not in uses(int(kind)) else (
+            expected = low if name not in uses(int(kind)) else (
                 float(d.class_logits[b].argmax()) if name == "property_type" else low + float(unit[name]) * span)
-            assert abs(float(action[a]) - wanted) < 1e-4
+            assert abs(float(action[a]) - expected) < 1e-4
         assert action[0] == kind
 
 
@@ -224,13 +219,13 @@ def test_entropy_is_minus_the_mean_log_prob():
         log_p = UnitTruncatedNormal(mean[None], std[None]).log_prob(x)
         return -(w * log_p.exp() * log_p).sum()
     discrete = lambda logits: -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
-    wanted, p = discrete(d.type_logits[0]), d.type_logits[0].softmax(-1)
+    expected, p = discrete(d.type_logits[0]), d.type_logits[0].softmax(-1)
     for kind in ActionType:
         means = [*d.point[0, kind, 0], *d.param_mean[0, kind]]
         for name, mean, std in zip(("x", "y", "value", "radius"), means, d.std[kind], strict=True):
-            wanted += p[kind] * h(mean, std) * (name in uses(kind))
-        wanted += p[kind] * discrete(d.class_logits[0]) * ("property_type" in uses(kind))
-    torch.testing.assert_close(d.entropy()[0], wanted, rtol=0, atol=1e-8)
+            expected += p[kind] * h(mean, std) * (name in uses(kind))
+        expected += p[kind] * discrete(d.class_logits[0]) * ("property_type" in uses(kind))
+    torch.testing.assert_close(d.entropy()[0], expected, rtol=0, atol=1e-8)
 
 
 def test_entropy_of_several_modes_bounds_that_of_the_samples():
@@ -245,13 +240,13 @@ def test_entropy_of_several_modes_bounds_that_of_the_samples():
 def test_entropy_of_the_type_alone():
     """All on NOOP: 0. NOOP and STEP in equal shares: log 2. Neither has parameters."""
     d = distribution()
-    for kinds, wanted in (([ActionType.NOOP], 0.0), ([ActionType.NOOP, ActionType.STEP], math.log(2))):
+    for kinds, expected in (([ActionType.NOOP], 0.0), ([ActionType.NOOP, ActionType.STEP], math.log(2))):
         d.type_logits = torch.full((1, KINDS), -200.0, dtype=torch.float64).index_fill(1, torch.tensor(kinds), 0.0)
-        assert abs(d.entropy().item() - wanted) < 1e-9
+        assert abs(d.entropy().item() - expected) < 1e-9
 
 
 # --- the backbone -----------------------------------------------------------------------------------------------
-def pictures(count, height=64, width=64, seed=0):
+def random_images(count, height=64, width=64, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
@@ -263,21 +258,22 @@ def processor(model_folder):
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (128, 128), (56, 90)])
 def test_pixels_are_those_of_the_official_image_processor(policy, processor, size):
-    """It repeats a still picture as two frames, [P, 3 * 2 * p * p]."""
-    images = pictures(2, *size)
+    """It repeats a still image as two frames, [P, 3 * 2 * p * p]."""
+    images = random_images(2, *size)
     patches, grid = policy.backbone.pixels(images)
     official = processor([Image.fromarray(image.numpy()) for image in images], return_tensors="pt")
     assert official["image_grid_thw"].tolist() == [[1, *grid]] * 2
-    wanted = official["pixel_values"].view(2, patches.shape[1], 3, 2, -1)
-    torch.testing.assert_close(wanted[:, :, :, 0], wanted[:, :, :, 1], rtol=0, atol=0)
-    torch.testing.assert_close(patches.view(2, patches.shape[1], 3, -1), wanted[:, :, :, 0], rtol=0, atol=1e-5)
+    expected = official["pixel_values"].view(2, patches.shape[1], 3, 2, -1)
+    torch.testing.assert_close(expected[:, :, :, 0], expected[:, :, :, 1], rtol=0, atol=0)
+    torch.testing.assert_close(patches.view(2, patches.shape[1], 3, -1), expected[:, :, :, 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64)])
 def test_hidden_states_are_those_of_transformers(policy, model_folder, processor, size):
     """Prompts of different lengths in one batch, against Qwen2VLModel's own forward, one by one."""
     from transformers import Qwen2VLModel
-    official, backbone, images = Qwen2VLModel.from_pretrained(model_folder).eval(), policy.backbone, pictures(5, *size)
+    official, backbone = Qwen2VLModel.from_pretrained(model_folder).eval(), policy.backbone
+    images = random_images(5, *size)
     with torch.no_grad():
         text, ends, image, patch_centers = backbone(images, GOALS)
     count, features = size[0] * size[1] // 16**2, []
@@ -288,9 +284,9 @@ def test_hidden_states_are_those_of_transformers(policy, model_folder, processor
     for b, goal in enumerate(GOALS):
         before, after = backbone.prompt(goal)
         ids = torch.tensor([before + [official.config.image_token_id] * count + after])
-        patch_features = processor([Image.fromarray(images[b].numpy())], return_tensors="pt")
+        processed = processor([Image.fromarray(images[b].numpy())], return_tensors="pt")
         with torch.no_grad():
-            hidden = official(input_ids=ids, pixel_values=patch_features["pixel_values"], image_grid_thw=patch_features["image_grid_thw"],
+            hidden = official(input_ids=ids, **{name: processed[name] for name in ("pixel_values", "image_grid_thw")},
                               mm_token_type_ids=(ids == official.config.image_token_id).int()).last_hidden_state[0]
         torch.testing.assert_close(text[b, :ends[b] + 1], hidden[len(before) + count:], rtol=0, atol=1e-4)
         tokens = hidden[len(before):len(before) + count].repeat_interleave(4, 0)      # of every patch, its token's
@@ -308,86 +304,91 @@ def test_prompt_is_what_the_tokenizer_makes_of_the_template(policy):
     assert backbone.prompt("heat") != backbone.prompt("cool")
 
 
-def test_log_glanced_by_hand():
-    """Two glances at two patches, left and right; the first place is on the right, the second is not known."""
+def test_patch_log_prob_by_hand():
+    """Two queries over two patches, left and right; the first position is on the right, the second is not known."""
     d = distribution(batch=2)
     d.attn_weights, d.patch_xy = f64([0.9, 0.1], [0.2, 0.8]).expand(2, 2, 2), f64([0.25, 0.5], [0.75, 0.5])
-    places = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
-    wanted = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
-    torch.testing.assert_close(d.patch_log_prob(places), wanted, rtol=0, atol=1e-4)
+    object_xy = f64([[0.9, 0.1], [math.nan, math.nan]], [[0.6, 0.6], [0.4, 0.9]])
+    expected = f64(math.log(0.1), math.log(0.1) + math.log(0.2))
+    torch.testing.assert_close(d.patch_log_prob(object_xy), expected, rtol=0, atol=1e-4)
 
 
-def test_log_due_by_hand():
-    """Goals that weigh 1 and 3: the first is due with a probability of a quarter."""
+def test_subgoal_log_prob_by_hand():
+    """Subgoals with weights 1 and 3: the first is served with a probability of a quarter."""
     d = distribution(batch=2)
-    d.subgoal = f64([0, math.log(3)]).expand(2, 2)
+    d.subgoal_logits = f64([0, math.log(3)]).expand(2, 2)
     torch.testing.assert_close(d.subgoal_log_prob(torch.tensor([0, 1])), f64(math.log(0.25), math.log(0.75)))
 
 
-def test_goals_are_thought_about_apart(policy):
-    """Their order in the plan means nothing to the head; two that are equal do what one of them does."""
-    make_head = HybridHead(policy.spec, 5, 8, [16], 0.1)
+def test_subgoals_are_encoded_separately(policy):
+    """Their order does not matter to the head; two equal ones have the effect of one."""
+    head = HybridHead(policy.spec, 5, 8, [16], 0.1)
     torch.manual_seed(0)
     goals, image, patch_centers = torch.rand(3, 2, 5), torch.rand(3, 4, 8), torch.rand(4, 2)
     with torch.no_grad():
-        for weight in make_head.parameters():        # some start at 0
+        for weight in head.parameters():        # some start at 0
             weight.add_(0.3 * torch.randn(weight.shape))
-        one, turned = make_head(goals, image, patch_centers), make_head(goals.flip(1), image, patch_centers)
-        run_local, twice = make_head(goals[:, :1], image, patch_centers), make_head(goals[:, [0, 0]], image, patch_centers)
-    torch.testing.assert_close(one.subgoal, turned.subgoal.flip(1))
-    assert (one.subgoal.softmax(-1) - 0.5).abs().min() > 1e-3
-    for a, b in ((one, turned), (run_local, twice)):
-        for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "attention", "attn_weights"):
+        both, swapped = head(goals, image, patch_centers), head(goals.flip(1), image, patch_centers)
+        single = head(goals[:, :1], image, patch_centers)
+        repeated = head(goals[:, [0, 0]], image, patch_centers)
+    torch.testing.assert_close(both.subgoal_logits, swapped.subgoal_logits.flip(1))
+    assert (both.subgoal_logits.softmax(-1) - 0.5).abs().min() > 1e-3
+    for a, b in ((both, swapped), (single, repeated)):
+        for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "point_attention",
+                     "attn_weights"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-5)
-    assert (one.type_logits - run_local.type_logits).abs().max() > 1e-3
+    assert (both.type_logits - single.type_logits).abs().max() > 1e-3
 
 
-def test_a_word_is_known_of_its_goal():
-    """Number, words, "THEN", which is of the whole plan; 0 for a word that is never said of a goal."""
-    make_head = GoalParserHead(4, ["1 heat", "1 left", "1 push", "2 heat", "THEN"])
-    known = make_head.to_goal_features(torch.tensor([[9.0, -9.0, -9.0, 9.0, 9.0]])).round()
-    assert known.tolist() == [[[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]]]
+def test_goal_features_by_hand():
+    """Number, slots, and "THEN", which is of the whole goal; 0 for a slot that a subgoal cannot have."""
+    head = GoalParserHead(4, ["1 heat", "1 left", "1 push", "2 heat", "THEN"])
+    features = head.to_goal_features(torch.tensor([[9.0, -9.0, -9.0, 9.0, 9.0]])).round()
+    assert features.tolist() == [[[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1]]]
+    assert features.shape[-1] == head.goal_width
 
 
-def test_reading_by_hand():
-    """Goal 1 is looked for at tokens whose first number is large, goal 2 at those whose second is; what comes after the
-    end is not read. The third number says "heat", the fourth "push", the third of the last token "THEN"."""
-    make_head = GoalParserHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
+def test_goal_parser_by_hand():
+    """The query of subgoal 1 finds tokens whose first number is large, that of subgoal 2 those whose second is; what
+    comes after the last token is not read. The third number means "heat", the fourth "push"; the third of the last
+    token means "THEN"."""
+    head = GoalParserHead(4, ["1 heat", "1 push", "2 heat", "THEN"])
     with torch.no_grad():
-        make_head.token_query.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
-        make_head.slot_head.weight.copy_(torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]]))
-        make_head.plan_head.weight.copy_(torch.tensor([[0, 0, 2.0, 0]]))
+        head.token_query.weight.copy_(torch.tensor([[50.0, 0, 0, 0], [0, 50.0, 0, 0]]))
+        head.slot_head.weight.copy_(torch.tensor([[0, 0, 1.0, 0], [0, 0, 0, 1.0]]))
+        head.plan_head.weight.copy_(torch.tensor([[0, 0, 2.0, 0]]))
         text = torch.tensor([[[1.0, 0, 5, -1], [0, 1.0, 7, -2], [0, 0, 3, 0], [9, 9, 9, 9]]])
-        said = make_head(text, torch.tensor([2]))
-    torch.testing.assert_close(said, torch.tensor([[5.0, -1, 7, 6]]) - 3)
+        slot_logits = head(text, torch.tensor([2]))
+    torch.testing.assert_close(slot_logits, torch.tensor([[5.0, -1, 7, 6]]) - 3)
 
 
 def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
     policy = make_policy()
     backbone, goal = policy.backbone, "please move every dot left, 왼쪽으로"
-    full_tensor = backbone.prompt(goal)
+    uncut = backbone.prompt(goal)
     policy.use_dropout(True, bpe_dropout=0.3).train()
     torch.manual_seed(1)
     cut = [backbone.prompt(goal) for _ in range(20)]
     torch.manual_seed(1)
     assert [backbone.prompt(goal) for _ in range(20)] == cut
     decode = lambda ids: backbone.tokenizer.decode(ids).replace(" ", "")
-    assert {decode(after) for _, after in cut} == {decode(full_tensor[1])} and len({tuple(after) for _, after in cut}) > 15
-    assert policy.eval().backbone.prompt(goal) == full_tensor
-    assert policy.use_dropout(False).train().backbone.prompt(goal) == full_tensor
+    assert {decode(after) for _, after in cut} == {decode(uncut[1])}
+    assert len({tuple(after) for _, after in cut}) > 15
+    assert policy.eval().backbone.prompt(goal) == uncut
+    assert policy.use_dropout(False).train().backbone.prompt(goal) == uncut
 
 
 def test_centres_lie_where_the_patches_are():
     """Two rows of three patches that are not merged: (x, y), row by row; merged by fours, token by token."""
-    wanted = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(wanted))
-    wanted = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(wanted))
+    expected = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
+    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(expected))
+    expected = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
+    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(expected))
 
 
 def test_patches_and_image_tokens_belong_to_their_places(policy):
-    """A change in the picture's top right corner reaches the token there most, and of its patches the changed one."""
-    images = pictures(2)
+    """A change in the image's top right corner reaches the token there most, and of its patches the changed one."""
+    images = random_images(2)
     images[1] = images[0]
     images[1, :8, 56:] = 255 - images[1, :8, 56:]
     with torch.no_grad():
@@ -397,43 +398,43 @@ def test_patches_and_image_tokens_belong_to_their_places(policy):
         assert policy.backbone.patch_centers(*grid, "cpu")[changed.argmax()].tolist() == centre
 
 
-def test_log_attended_by_hand():
+def test_point_log_prob_by_hand():
     """Two patches, left and right, two modes with weights 3/4 and 1/4; SET_PROPERTY points into the right one."""
     d = distribution(batch=2, modes=2)
     d.mode_logits = torch.log(f64(3.0, 1.0)).expand(2, KINDS, 2)
-    d.attention = f64([0.9, 0.1], [0.2, 0.8]).expand(2, KINDS, 2, 2)
+    d.point_attention = f64([0.9, 0.1], [0.2, 0.8]).expand(2, KINDS, 2, 2)
     d.patch_xy = f64([0.25, 0.5], [0.75, 0.5])
     actions = f64(*([float(kind), -1, 60, 10, 0, 1, 2] for kind in (ActionType.SET_PROPERTY, ActionType.APPLY_FORCE)))
-    wanted = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
-    torch.testing.assert_close(d.point_log_prob(actions), wanted, rtol=0, atol=1e-5)
+    expected = f64(math.log(0.75 * 0.1 + 0.25 * 0.8), 0)
+    torch.testing.assert_close(d.point_log_prob(actions), expected, rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_its_samples(policy):
-    images = pictures(5)
+    images = random_images(5)
     with torch.no_grad():
         text, ends, image, _ = policy.backbone(images, GOALS)
         for b in range(5):
-            one, end, picture, _ = policy.backbone(images[b:b + 1], GOALS[b:b + 1])
+            one, end, patches, _ = policy.backbone(images[b:b + 1], GOALS[b:b + 1])
             assert end == ends[b]
             torch.testing.assert_close(one[0], text[b, :end + 1], rtol=0, atol=1e-5)
-            torch.testing.assert_close(picture[0], image[b], rtol=0, atol=1e-5)
+            torch.testing.assert_close(patches[0], image[b], rtol=0, atol=1e-5)
 
 
-def test_sentence_and_picture_both_matter(policy):
-    images = pictures(2)
+def test_instruction_and_image_both_matter(policy):
+    images = random_images(2)
     with torch.no_grad():
-        a, b, c = (last_token(*policy.backbone(picture[None], [goal])[:2]) for picture, goal in (
+        a, b, c = (last_token(*policy.backbone(one[None], [goal])[:2]) for one, goal in (
             (images[0], "heat"), (images[0], "cool"), (images[1], "heat")))
     assert (a - b).abs().max() > 1e-3 and (a - c).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("goal", ["<|image_pad|>", "go <|image_pad|> left <|vision_end|><|im_end|>", "", "🙂 \x00"])
-def test_odd_sentences_do_not_break_it(policy, goal):
+def test_odd_instructions_do_not_break_it(policy, goal):
     with torch.no_grad():
-        text, ends, image, _ = policy.backbone(pictures(2), [goal, "heat"])
-        run_local = policy.backbone(pictures(2)[1:], ["heat"])[0]
+        text, ends, image, _ = policy.backbone(random_images(2), [goal, "heat"])
+        alone = policy.backbone(random_images(2)[1:], ["heat"])[0]
     assert image.shape == (2, 64, 160) and torch.isfinite(text).all()
-    torch.testing.assert_close(text[1, :ends[1] + 1], run_local[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(text[1, :ends[1] + 1], alone[0], rtol=0, atol=1e-5)
 
 
 # --- the policy -------------------------------------------------------------------------------------------------
@@ -540,8 +541,8 @@ def test_wrong_images_are_refused(policy, images):
 
 @pytest.mark.parametrize("goals", [["heat"], [], "heat up", ["heat", 5], ["heat", " "], ["heat", None]])
 def test_wrong_goals_are_refused(policy, goals):
-    with pytest.raises(ValueError, match="^goals must be as many sentences as there are images, 2, not "):
-        policy(pictures(2), goals)
+    with pytest.raises(ValueError, match="^goals must be one instruction for each of the 2 images, not "):
+        policy(random_images(2), goals)
 
 
 def test_sampling_follows_the_seed(policy, obs):
@@ -558,7 +559,7 @@ def test_act_is_what_a_rollout_asks_for(policy, obs):
     assert not actions.requires_grad and not log_probs.requires_grad
 
 
-def test_a_policy_can_be_taught(make_policy, obs):
+def test_a_policy_learns_an_action(make_policy, obs):
     """A few steps towards one action each make these actions likelier: gradients flow and point the right way."""
     policy = make_policy().train()
     actions = torch.tensor([[4, -1, 8.0 * b, 32, 2, 30, 0] for b in range(8)])

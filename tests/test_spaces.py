@@ -6,13 +6,17 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from config import UserError
 from models.backbones.hub_loading import read_config_files
 from models.backbones.qwen2_vl import Backbone
-from models.heads.attention import BoxSpec, DiscreteSpec, ProprioEncoder, spec_from_dict, spec_from_space
+from models.features import ProprioEncoder
+from models.heads import HEADS, BoxSpec, DiscreteSpec, make_head, spec_from_dict, spec_from_space
+from models.heads.attention import BoxHead
+from models.heads.distributions import BoxDistribution, HybridDistribution
 from models.vlm_policy import VLMPolicy
 from tests.conftest import LORA
 
-BODY = ([-1.0, 0.0, -0.05], [1.0, 2.0, 0.05])
+PROPRIO = ([-1.0, 0.0, -0.05], [1.0, 2.0, 0.05])
 
 
 @pytest.fixture(params=["discrete", "box"])
@@ -23,7 +27,8 @@ def acting(request, model_folder):
         torch.manual_seed(0)
         backbone = Backbone.from_pretrained(model_folder, lora=LORA)
         backbone.name, backbone.config_files = "vlm_tiny", read_config_files(model_folder)
-        policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), goal_vocab=("1 lift", "1 push"), proprio=BODY)
+        policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), goal_vocab=("1 lift", "1 push"),
+                           proprio=PROPRIO)
         for parameter in policy.action_head.parameters():        # away from the near uniform beginning
             parameter.data += 0.05 * torch.randn_like(parameter)
         for name, parameter in policy.named_parameters():
@@ -36,7 +41,7 @@ def some_obs(n=6, seed=0):
     rng = np.random.default_rng(seed)
     goals = ("lift the cube", "큐브를 앞으로 밀어줘", "up")
     return {"image": rng.integers(0, 256, (n, 84, 84, 3), np.uint8), "goal": tuple(goals[i % 3] for i in range(n)),
-            "proprio": rng.uniform(*BODY, (n, 3)).astype(np.float32)}
+            "proprio": rng.uniform(*PROPRIO, (n, 3)).astype(np.float32)}
 
 
 def test_specs_say_what_a_space_is_and_survive_as_plain_data():
@@ -52,11 +57,11 @@ def test_specs_say_what_a_space_is_and_survive_as_plain_data():
             spec_from_space(space)
 
 
-def test_waves_of_the_body_by_hand():
-    """0.5 on [-1, 1] is a share of 0.5: waves at pi/4, pi/2, pi, 2 pi, 4 pi."""
-    felt = ProprioEncoder([-1.0], [1.0])(torch.tensor([[0.5]]))[0]
-    turns = [math.pi * 0.5 * k for k in (0.5, 1, 2, 4, 8)]
-    assert torch.allclose(felt, torch.tensor([0.5, *map(math.sin, turns), *map(math.cos, turns)]), atol=1e-6)
+def test_proprio_features_by_hand():
+    """0.5 in [-1, 1] stays 0.5; its waves are at pi/4, pi/2, pi, 2 pi, 4 pi."""
+    features = ProprioEncoder([-1.0], [1.0])(torch.tensor([[0.5]]))[0]
+    angles = [math.pi * 0.5 * k for k in (0.5, 1, 2, 4, 8)]
+    assert torch.allclose(features, torch.tensor([0.5, *map(math.sin, angles), *map(math.cos, angles)]), atol=1e-6)
 
 
 def test_log_prob_and_entropy_are_torchs(acting):
@@ -73,7 +78,7 @@ def test_log_prob_and_entropy_are_torchs(acting):
             pi.log_prob(drawn[:, None])
     else:
         assert drawn.dtype == torch.float32 and drawn.shape == (6, 7) and (drawn.abs() <= 1).all()
-        # by numbers: each density integrates to one over [-1, 1], where a share of the range is half as wide
+        # by numbers: each density integrates to one over [-1, 1], where a fraction of the range is half as wide
         grid = torch.linspace(-1, 1, 20001)
         for column in range(7):
             at = drawn[:1].repeat(len(grid), 1)
@@ -94,8 +99,8 @@ def test_deterministic_is_the_mode_and_samples_follow_the_distribution(acting):
     drawn = torch.stack([pi.sample() for _ in range(4000)])[:, 0]
     if isinstance(acting.spec, DiscreteSpec):
         assert pi.sample(True) == pi.logits.argmax(-1)
-        share = torch.bincount(drawn, minlength=8) / len(drawn)
-        assert torch.allclose(share, pi.logits.softmax(-1)[0], atol=0.03)
+        fraction = torch.bincount(drawn, minlength=8) / len(drawn)
+        assert torch.allclose(fraction, pi.logits.softmax(-1)[0], atol=0.03)
     else:
         assert torch.equal(pi.sample(True), -1 + 2 * pi.mean)
         grid = torch.linspace(0, 1, 2001)[:, None].expand(-1, 7)
@@ -104,31 +109,31 @@ def test_deterministic_is_the_mode_and_samples_follow_the_distribution(acting):
         assert torch.allclose(drawn.mean(0), 2 * mean - 1, atol=0.02)
 
 
-def test_a_batch_is_its_samples_and_the_body_is_felt(acting):
+def test_a_batch_is_its_samples_and_proprioception_matters(acting):
     obs = some_obs()
     with torch.no_grad():
-        full_tensor = acting.forward_obs(obs)
+        batch = acting.forward_obs(obs)
         for i in range(6):
             one = acting.forward_obs({key: value[i:i + 1] for key, value in obs.items()})
-            assert torch.allclose(one.value, full_tensor.value[i:i + 1], atol=1e-5)
-            assert torch.allclose(one.distribution.entropy(), full_tensor.distribution.entropy()[i:i + 1], atol=1e-4)
+            assert torch.allclose(one.value, batch.value[i:i + 1], atol=1e-5)
+            assert torch.allclose(one.distribution.entropy(), batch.distribution.entropy()[i:i + 1], atol=1e-4)
         moved = acting.forward_obs(obs | {"proprio": obs["proprio"] * 0.5})
-        actions = full_tensor.distribution.sample()
-    assert ((moved.distribution.log_prob(actions) - full_tensor.distribution.log_prob(actions)).abs() > 1e-4).all()
+        actions = batch.distribution.sample()
+    assert ((moved.distribution.log_prob(actions) - batch.distribution.log_prob(actions)).abs() > 1e-4).all()
 
 
 def test_the_ratio_is_one_on_fresh_data_dropout_or_not(acting):
     obs = some_obs()
     actions, log_probs, values = acting.act(obs)
     acting.train()
-    again, entropy, critic_input = acting.evaluate_actions(obs, actions)
+    again, entropy, new_values = acting.evaluate_actions(obs, actions)
     assert torch.allclose((again - log_probs).exp(), torch.ones(6), atol=1e-5)
-    assert torch.allclose(values, critic_input, atol=1e-5) and entropy.shape == (6,)
-    critic_input.sum().backward()         # the critic's loss must not move the policy
+    assert torch.allclose(values, new_values, atol=1e-5) and entropy.shape == (6,)
+    new_values.sum().backward()         # the value loss must not train the backbone
     assert all(p.grad is None or not p.grad.any() for p in acting.backbone.parameters())
 
 
-def test_it_survives_a_checkpoint_and_wants_its_body(acting, tmp_path):
+def test_it_survives_a_checkpoint_and_requires_proprioception(acting, tmp_path):
     obs = some_obs()
     acting.save(tmp_path / "policy.pt")
     loaded = VLMPolicy.from_checkpoint(tmp_path / "policy.pt")
@@ -138,17 +143,18 @@ def test_it_survives_a_checkpoint_and_wants_its_body(acting, tmp_path):
             loaded.sample_action(obs["image"], obs["goal"], proprio=wrong)
 
 
-def test_cloning_teaches_where_to_look_and_what_to_do(acting):
-    """A few updates on eight samples: the loss falls, the attention goes where the thing is."""
+def test_cloning_trains_attention_and_actions(acting):
+    """A few updates on eight samples: the loss falls, with the attention on the objects in it."""
     obs = some_obs(8)
-    places = torch.rand(8, 2, 2)
+    object_xy = torch.rand(8, 2, 2)
     expert = torch.arange(8) if isinstance(acting.spec, DiscreteSpec) else torch.rand(8, 7) * 2 - 1
     optimizer = torch.optim.Adam([p for p in acting.parameters() if p.requires_grad], 3e-3)
     losses = []
     for _ in range(60):
         pi = acting.forward_obs(obs).distribution
         pi.detach_std()
-        loss = -(pi.log_prob(expert) + pi.attention_log_prob(expert, places, torch.zeros(8, dtype=torch.int64))).mean()
+        attention = pi.attention_log_prob(expert, object_xy, torch.zeros(8, dtype=torch.int64))
+        loss = -(pi.log_prob(expert) + attention).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,3 +162,73 @@ def test_cloning_teaches_where_to_look_and_what_to_do(acting):
     assert losses[-1] < losses[0] - 1
     if isinstance(acting.spec, BoxSpec):
         assert acting.action_head.log_std.grad is None
+
+
+# --- bounds of a Box --------------------------------------------------------------------------------------------
+def box_distribution(space, mean):
+    """A BoxDistribution for the space, with this mean for every number."""
+    spec = spec_from_space(space)
+    return BoxDistribution(spec, torch.full((1000, len(spec.low)), mean), torch.full((len(spec.low),), 0.3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0])
+def test_samples_lie_in_the_space(mean, dtype):
+    """Bounds as 0.1 and 0.7, which float32 cannot represent: -1 + 1.0 * 1.1 would be 0.10000002."""
+    torch.manual_seed(0)
+    low = np.array([-1.0, -0.7, -0.2, 0.1, 0.7], dtype)
+    high = np.array([0.1, 0.1, 0.1, 0.7, 0.9], dtype)
+    space = spaces.Box(low, high, dtype=dtype)
+    pi = box_distribution(space, mean)
+    for deterministic in (False, True):
+        actions = pi.sample(deterministic)
+        assert actions.dtype == torch.float32
+        assert all(space.contains(action) for action in actions.numpy())
+        assert torch.isfinite(pi.log_prob(actions)).all()
+
+
+def test_hybrid_samples_lie_in_the_space():
+    """The same for the continuous columns of a hybrid space: type, x, y, value, class."""
+    low = np.array([0, -1, -1, -1, 0], np.float32)
+    high = np.array([0, 0.1, 0.1, 0.1, 1], np.float32)
+    spec = spec_from_dict({"kind": "hybrid", "low": low, "high": high, "used_params": [[True] * 5],
+                           "continuous": [1, 2, 3], "xy_params": [1, 2], "categorical": 4})
+    ones = torch.ones
+    pi = HybridDistribution(spec, ones(3, 1), ones(3, 1, 2), ones(3, 1, 2, 2), ones(3, 1, 1), ones(1, 3), ones(3, 2))
+    assert all(spaces.Box(low, high).contains(action) for action in pi.sample(deterministic=True).numpy())
+
+
+def test_a_number_with_equal_bounds_is_a_constant():
+    """It is sampled as its bound; log_prob, entropy and gradients are those of the other numbers."""
+    torch.manual_seed(0)
+    pi = box_distribution(spaces.Box(np.float32([-1, 0.3, 0]), np.float32([1, 0.3, 4])), 0.5)
+    others = box_distribution(spaces.Box(np.float32([-1, 0]), np.float32([1, 4])), 0.5)
+    for deterministic in (False, True):
+        actions = pi.sample(deterministic)
+        assert (actions[:, 1] == np.float32(0.3)).all()
+        torch.testing.assert_close(pi.log_prob(actions), others.log_prob(actions[:, [0, 2]]))
+    torch.testing.assert_close(pi.entropy(), others.entropy())
+    pi.mean.requires_grad_(True)
+    (pi.log_prob(actions) + pi.entropy()).sum().backward()
+    assert torch.isfinite(pi.mean.grad).all() and (pi.mean.grad[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float16])
+def test_a_box_of_another_dtype_is_refused(dtype):
+    with pytest.raises(TypeError, match=f"{np.dtype(dtype)}: give a Box of float32 or float64"):
+        spec_from_space(spaces.Box(0, 5, (2,), dtype))
+
+
+# --- the registry -----------------------------------------------------------------------------------------------
+def test_specs_saved_without_a_kind_still_load():
+    for spec in (BoxSpec((0.0,), (1.0,)), DiscreteSpec(3)):
+        data = dict(vars(spec))
+        assert data.pop("kind") in HEADS
+        assert spec_from_dict(data) == spec
+
+
+def test_heads_are_made_by_kind():
+    head = make_head(BoxSpec((0.0,), (1.0,)), goal_width=5, patch_width=8, hidden=[16], init_std=0.1)
+    assert isinstance(head, BoxHead)
+    with pytest.raises(UserError, match="unknown action head 'mine'.*register_head"):
+        spec_from_dict({"kind": "mine", "low": [0], "high": [1]})
