@@ -68,7 +68,7 @@ def draw_frame(image: np.ndarray, instruction: str, line: str, marker: tuple[flo
     draw.rectangle((left - 1, top - 1, left + width, top + height), outline=BORDER)
     frame.paste(Image.fromarray(image), (left, top))
     if target:
-        from simulator.particles.overlay import draw_targets     # compiles loops: not at import
+        from simulator.particles.overlay import draw_targets  # imports numba, which takes a second
         draw_targets(draw, target, size or (width, height), (left, top, width, height))
     _draw_lines(draw, 5, title_font, title, TEXT_COLOR)
     _draw_lines(draw, above + tall + 6, line_font, lines, line_color)

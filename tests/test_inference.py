@@ -472,7 +472,8 @@ def test_wrong_arguments_are_refused(words, says, capsys, tmp_path):
     assert says in refuses(capsys, tmp_path, *words)
 
 
-@pytest.mark.parametrize("words", [["--deterministic", "--sample"], ["--greedy", "--sample"], ["--seed", "x"], ["--no"]])
+@pytest.mark.parametrize("words", [
+    ["--deterministic", "--sample"], ["--greedy", "--sample"], ["--seed", "x"], ["--no"]])
 def test_arguments_that_do_not_parse_get_one_line(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         inference.parse_args(["--goal", "go left", *words])
@@ -481,7 +482,8 @@ def test_arguments_that_do_not_parse_get_one_line(words, capsys):
 
 
 def test_a_missing_checkpoint_is_refused_before_torch_is_imported():
-    code = "import sys, inference; c = inference.main(['--goal', 'x', '--model', 'no.pt']); print(c, 'torch' in sys.modules)"
+    code = ("import sys, inference; code = inference.main(['--goal', 'x', '--model', 'no.pt']); "
+            "print(code, 'torch' in sys.modules)")
     root = Path(__file__).resolve().parent.parent
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.stdout == "2 False\n" and result.stderr.startswith("error: no checkpoint at no.pt")
