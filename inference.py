@@ -105,7 +105,7 @@ def show_images(args, policy, config, start: float, images: list) -> tuple[list,
     from models.image_io import resize_for_model
     from scripts.instructions import start_episode
     resized = [resize_for_model(image, name, policy.backbone) for name, image in images]
-    episode = start_episode(policy, config, args.goal, args.seed, args.steps, args.force, np.asarray(resized[0]))
+    episode = start_episode(policy, config, args.goal, args.seed, args.steps, args.force, np.array(resized[0]))
     print_reading(args, episode)
     episode.env.close()
     scenes = []

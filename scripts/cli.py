@@ -69,11 +69,12 @@ def check_output_path(output: Path, suffixes: tuple[str, ...] = (".gif",), optio
 
     A temporary file is opened beside it and removed again. Without `suffixes` any name will do.
     """
-    probe, is_file = output.with_name(output.name + ".tmp"), output.is_file() or not output.exists()
+    probe = output.with_name(output.name + ".tmp")
     reason = f"cannot write {option} {output}: name a file in a folder that exists and can be written"
-    if not (is_file and output.parent.is_dir() and os.access(output.parent, os.W_OK)):
-        return reason
     try:
+        is_file = output.is_file() or not output.exists()
+        if not (is_file and output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+            return reason
         probe.touch()
         probe.unlink()
     except OSError as error:

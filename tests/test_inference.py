@@ -405,8 +405,8 @@ def model_reads(monkeypatch):
 
 
 @pytest.mark.parametrize("goal, reads, confidence, says", [
-    ("make it icy there", None, 0.9, "the model reads 1 left"),
-    ("make it icy there", "cool()", 0.3, r"the model reads cool\(\) \(confidence 0.30\)"),
+    ("make it winter in there", None, 0.9, "the model reads 1 left"),
+    ("make it winter in there", "cool()", 0.3, r"the model reads cool\(\) \(confidence 0.30\)"),
     ("order a pizza", "heat()", 0.95, "knows no similar instruction"),
     ("asdf qwerty zxcv", "cool()", 0.95, "knows no similar instruction"),
     ("heat the red one", "heat()", 0.95, "acts on all particles, so it cannot be asked of 'red' alone"),
