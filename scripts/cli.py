@@ -69,7 +69,7 @@ def check_output_path(output: Path, suffixes: tuple[str, ...] = (".gif",), optio
 
     A temporary file is opened beside it and removed again. Without `suffixes` any name will do.
     """
-    probe = output.with_name(output.name + ".tmp")
+    probe = output.parent / f"{output.name}.tmp"
     reason = f"cannot write {option} {output}: name a file in a folder that exists and can be written"
     try:
         is_file = output.is_file() or not output.exists()
