@@ -11,7 +11,7 @@ from config import UserError, from_dict
 from simulator.registry import get_env_family
 
 MIN_CONFIDENCE = 0.5
-# Similarity (difflib's ratio) to the nearest training instruction. It was below 0.58 for 11 of 12 sentences about
+# Similarity (difflib's ratio) to the nearest training instruction. It was below 0.58 for all of 11 sentences about
 # something else or nothing, and above for most held-out instructions that the rules do not know.
 MIN_SIMILARITY = 0.58
 
