@@ -1,9 +1,9 @@
-# One environment, made once for each state of the dependency files.
+# One virtual environment, made once for each folder and each state of the dependency files.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml requirements.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(shell (pwd; cat pyproject.toml requirements.txt) | cksum | cut -d' ' -f1)
 ARM := $(STAMP)-arm-$(shell cksum < requirements-robosuite.txt | cut -d' ' -f1)
-# the shared, idle-spinning OpenMP threads of torch are slower than sleeping ones where anything else runs
+# torch's idle OpenMP threads spin by default, which slows down everything else on the machine
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -15,6 +15,8 @@ $(STAMP):
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-deps -e .
+	rm -f $(VENV)/.installed-*
 	touch $(STAMP)
 
 robosuite: $(ARM)

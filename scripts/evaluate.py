@@ -1,93 +1,122 @@
-"""Success of a policy beside no-op, random and expert on the same episodes, as k of n with 95 % Wilson intervals.
+"""Measure the success of a policy beside no-op, random and expert actions on the same episodes.
 
-    python scripts/evaluate.py --model checkpoints/vlm_best.pt                         the simple goals, goal by goal
-    python scripts/evaluate.py --split all --json out.json                             every split, in one table
-    python scripts/evaluate.py --split held_out_en chain --episodes 1000
-    python scripts/evaluate.py --world robosuite_can --episodes 100        a world's no-op, random and expert, no model
+Success is k of n episodes with a 95 % Wilson interval.
 
-What the splits are: simulator/splits.py. `chain` takes 1,000 episodes of five goals unless --episodes says otherwise.
+    python scripts/evaluate.py --model checkpoints/vlm_best.pt                     the simple goals, goal by goal
+    python scripts/evaluate.py --split all --json out.json                         every split, in one table
+    python scripts/evaluate.py --split held_out --split chain --episodes 1000
+    python scripts/evaluate.py --env-preset robosuite_can --episodes 100           the baselines of an env, no model
+
+The splits are described in simulator/particles/splits.py. `held_out` means held_out_en and held_out_ko, `swap`
+instruction_swap, `chain` long_horizon. The last takes 1,000 episodes of five goals unless --episodes is given.
 """
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inference import SHIPPED, TRAINED, add_model_arguments  # noqa: E402
+from config import UserError
+from scripts import cli
+
+SHORT_NAMES = {"held_out": ["held_out_en", "held_out_ko"], "swap": ["instruction_swap"], "chain": ["long_horizon"]}
+LONG_HORIZON_EPISODES = 1000
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
-    parser.add_argument("--env-preset", nargs="+", default=[], metavar="WORD",
-                        help="in place of a model: presets and key=value of a world, whose baselines are measured")
-    parser.add_argument("--split", nargs="+", default=[], help="what to measure (default: the simple goals one by one)")
-    parser.add_argument("--episodes", type=int, help="of each split (default: as in training, chain 1000)")
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the arguments. Raise UserError for a wrong value."""
+    parser = cli.ArgumentParser(description=__doc__)
+    cli.add_model_arguments(parser)
+    parser.add_argument("--env-preset", nargs="+", default=[], metavar="PRESET",
+                        help="presets and key=value of an env, whose baselines are measured without a model")
+    parser.add_argument("--split", nargs="+", action="extend", default=[],
+                        help="what to measure, one or more (default: the simple goals one by one)")
+    parser.add_argument("--episodes", type=int, help="of each split (default: as in training, long_horizon 1000)")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True,
                         help="no-op, random and expert too (default); --no-baselines saves their time")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the first episode (default 1000000)")
-    parser.add_argument("--json", type=Path,
-                        help="file to write the figures to; the model's own .json takes them in as its `results`")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="file for the results; in the model's own .json they become its `results`")
     args = parser.parse_args(argv)
-    die = lambda message: print(f"error: {' '.join(str(message).split())}", file=sys.stderr) or 2
-    if (args.episodes is not None and args.episodes < 1) or not 0 <= args.seed < 2**32:
-        return die("--episodes takes a whole number from 1 up and --seed one from 0 to 2**32 - 1")
-    folder = args.json and args.json.absolute().parent
-    there = args.json and args.json.exists() and not args.json.is_file()
-    if args.json and (there or not folder.is_dir() or not os.access(folder, os.W_OK)):
-        return die(f"cannot write --json {args.json}: name a file in a folder that exists and can be written")
-
+    if args.json:
+        cli.require_output_path(args.json, option="--json")
+    cli.check_seed(args.seed)
+    cli.check_positive("--episodes", args.episodes)
     if args.env_preset and (args.split or args.model):
-        return die("--world measures no model: leave out --model and --split")
+        raise UserError("--env-preset measures no model: leave out --model and --split")
+    if not args.env_preset:
+        args.model = cli.resolve_model(args.model)
+    return args
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # see inference.py
-    import torch
 
-    import config
-    from models.checkpoint import CheckpointError
-    from models.vlm_policy import VLMPolicy
-    from simulator.commands import CorpusError
-    from simulator.evaluation import evaluate_policy, format_splits, format_table
-    from simulator.particles.goals import GoalError
-    from simulator.registry import EnvError, get_env_family, make_env
-    args.model = args.model or str(TRAINED if TRAINED.is_file() else SHIPPED)
-    try:
-        policy = None if args.env_preset else VLMPolicy.from_pretrained(
-            args.model, "cuda" if torch.cuda.is_available() else "cpu", args.base_model)
-        if policy and "config" not in policy.meta:
-            return die(f"{args.model} does not say how it was trained: name a .pt file that train_vlm.py wrote")
-        settings = config.from_dict(policy.meta["config"]) if policy else config.load(args.env_preset)
-        default_episodes = settings.eval.episodes
-        if args.split:
-            world, figures = get_env_family(settings), {}
-            groups = {"held_out": ["held_out_en", "held_out_ko"], "all": world.eval_splits(settings)} | {
-                name: [name] for name in world.SPLITS}
-            for word in args.split:
-                if word not in groups:
-                    return die(f"unknown split {word!r}: choose from {', '.join(groups)}")
-            names = groups["all"] if "all" in args.split else [name for word in args.split for name in groups[word]]
-            for i, name in enumerate(names):
-                began = time.perf_counter()
-                episodes = args.episodes or (1000 if name == "long_horizon" else default_episodes)
-                figures[name] = world.evaluate_split(name, settings, policy, episodes, args.seed, args.baselines)
-                print(f"{name}: {i + 1} of {len(names)} splits, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-            print(format_splits(figures))
-        else:
-            figures = evaluate_policy(make_env(settings), policy, args.episodes or default_episodes, args.seed,
-                                      baselines=args.baselines)
-            print(format_table(figures))
-    except (CheckpointError, config.ConfigError, GoalError, CorpusError, EnvError) as error:
-        return die(error)
-    if args.json and args.env_preset:
-        args.json.write_text(json.dumps({"world": args.env_preset} | figures, indent=1) + "\n")
-    elif args.json:
+def resolve_splits(names: list[str], known: list[str], available: list[str]) -> list[str]:
+    """Return the splits that names mean, each once. `all` means the available ones.
+
+    Raise UserError for a name that is neither in `known` nor short for one that is.
+    """
+    table = {name: splits for name, splits in SHORT_NAMES.items() if set(splits) <= set(known)}
+    table |= {"all": available} | {name: [name] for name in known}
+    for name in names:
+        if name not in table:
+            raise UserError(f"unknown split {name!r}: choose from {', '.join(table)}")
+    names = ["all"] if "all" in names else names
+    return list(dict.fromkeys(split for name in names for split in table[name]))
+
+
+def evaluate(args: argparse.Namespace, config, policy) -> dict:
+    """Measure what the arguments ask for, print it as a table, and return the results."""
+    from simulator.evaluation import evaluate_policy, format_table
+    from simulator.registry import make_env
+    if args.split:
+        return evaluate_splits(args, config, policy)
+    episodes = args.episodes or config.eval.episodes
+    results = evaluate_policy(make_env(config), policy, episodes, args.seed, baselines=args.baselines)
+    print(format_table(results))
+    return results
+
+
+def evaluate_splits(args: argparse.Namespace, config, policy) -> dict:
+    """Measure the splits that the arguments name, print one table, and return {split: results}."""
+    from simulator.evaluation import format_splits
+    from simulator.registry import get_env_family
+    family, results = get_env_family(config), {}
+    splits = resolve_splits(args.split, list(family.SPLITS), list(family.eval_splits(config)))
+    for i, split in enumerate(splits):
+        start = time.perf_counter()
+        episodes = args.episodes or (LONG_HORIZON_EPISODES if split == "long_horizon" else config.eval.episodes)
+        results[split] = family.evaluate_split(split, config, policy, episodes, args.seed, args.baselines)
+        seconds = time.perf_counter() - start
+        print(f"{split}: {i + 1} of {len(splits)} splits, {seconds:.0f} s", file=sys.stderr)
+    print(format_splits(results))
+    return results
+
+
+def write_json(args: argparse.Namespace, policy, results: dict) -> None:
+    """Write the results to --json. The model's own description keeps what it says and gets them as `results`."""
+    if policy is None:
+        content = {"env_preset": args.env_preset} | results
+    else:
         model = Path(args.model).absolute()
-        own = args.json.absolute() == (model / "policy.json" if model.is_dir() else model.with_suffix(".json"))
-        about = {key: value for key, value in policy.meta.items() if key != "model_config"}
-        figures = about | {"results": figures} if own else {"model": args.model, "seed": args.seed} | figures
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        own_file = model / "policy.json" if model.is_dir() else model.with_suffix(".json")
+        description = {key: value for key, value in policy.meta.items() if key != "model_config"}
+        is_own = args.json.absolute() == own_file
+        content = description | {"results": results} if is_own else {"model": args.model, "seed": args.seed} | results
+    args.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@cli.report_user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    args = parse_args(argv)
+    cli.use_quiet_threads()
+    import config
+    policy = None if args.env_preset else cli.load_policy(args)
+    if policy and "config" not in policy.meta:
+        raise UserError(f"{args.model} has no training config: name a .pt file that train_vlm.py wrote")
+    settings = config.from_dict(policy.meta["config"]) if policy else config.load(args.env_preset)
+    results = evaluate(args, settings, policy)
+    if args.json:
+        write_json(args, policy, results)
     return 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole run: a robot arm, a can, cloning and 100,000 steps of PPO.
+# Train in full: a robot arm, a can, behavior cloning and 100,000 steps of PPO.
 #     scripts/full_train.sh [key=value...]       MODEL= scripts/full_train.sh      with Qwen2-VL-2B, or MODEL=vlm_7b
 set -euo pipefail
 cd "$(dirname "$0")/.."

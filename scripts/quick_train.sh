@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does it run at all? A robot arm, a can, a little cloning and 2,000 steps of PPO, in ten minutes on two cores.
+# Check that training runs: a robot arm, a can, a little behavior cloning and 2,000 steps of PPO. Ten minutes on two cores.
 #     scripts/quick_train.sh [key=value...]       MODEL= scripts/quick_train.sh      with Qwen2-VL-2B, or MODEL=vlm_7b
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,11 +1,14 @@
-"""Episodes as GIFs, and decisions about people's own pictures, wherever these are and whatever is wrong with them."""
+"""Episodes as GIFs, decisions about people's own images, and what is said about wrong input."""
 import base64
 import http.server
 import io
+import json
 import re
+import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -20,11 +23,11 @@ import models.image_io
 from models import vlm_policy
 from models.image_io import load_image, resize_for_model
 from models.vlm_policy import VLMPolicy
+from scripts import cli, evaluate, instructions
+from simulator import recording
 from simulator.particles.actions import Action, ActionType
+from simulator.particles.goals import parse
 from simulator.particles.splits import make_single
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import evaluate  # noqa: E402
 
 RED, WHITE = (220, 20, 60), (255, 255, 255)
 
@@ -101,7 +104,7 @@ def test_play_says_what_happens(policy):
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
     steps = list(inference.run_episode(env, policy, obs))
     assert [step.outcome for step in steps] == ["", "", "not reached in 3 steps"]
-    assert all(step.decided > step.began and step.note == "" and step.action_text for step in steps)
+    assert all(step.decision_seconds > 0 and step.note == "" and step.action_text for step in steps)
 
 
 def test_long_sentences_are_wrapped_and_nothing_is_lost():
@@ -121,7 +124,7 @@ NAMES = ("rgb.png", "large.webp", "wide.png", "small.bmp", "grey.jpg", "bits.tif
 def test_decides_about_pictures_of_every_kind(pictures, saved, capsys, tmp_path):
     code, out, err = act(capsys, tmp_path, "--model", saved, "--image", *[pictures / name for name in NAMES])
     assert code == 0 and not err
-    assert "the model understands: " in out and out.endswith(f"12 pictures; {tmp_path / 'a.gif'} written\n")
+    assert "the model understands: " in out and out.endswith(f"12 images; {tmp_path / 'a.gif'} written\n")
     lines = [line for line in out.splitlines() if re.match(r" *\d+  /", line)]
     assert all(name in line for name, line in zip(NAMES, lines, strict=True))
     assert "turned.jpg, 32x64: " in lines[-1]                        # the size that a person sees
@@ -282,7 +285,7 @@ def test_a_bad_picture_is_refused(name, pictures, saved, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--image"], "--image names no picture"), (["--image", ""], "there is no file ''"),
+    (["--image"], "--image names no image"), (["--image", ""], "there is no file ''"),
     (["--image", "x" * 5000], "no picture"), (["--image", "a\0b"], "there is no file"),
     (["--image", "data:image/png;base64,@@@@"], "data:image/png;base64 is no picture"),
     (["--image", "/dev/zero"], "there is no file"), (["--image", "b\udcff.png"], r"there is no file 'b\\")])
@@ -330,3 +333,193 @@ def test_a_base_model_that_has_moved(make_policy, model_folder, capsys, tmp_path
         assert main([*words, "--model", str(tmp_path / "p.pt")]) == 2
         assert f"needs its base model '{tmp_path / 'gone'}'" in capsys.readouterr().err
         assert main([*words, "--model", str(tmp_path / "p.pt"), "--base-model", str(model_folder)]) == 0
+
+
+# --- frames and videos ------------------------------------------------------------------------------------------
+def test_frames_are_legible_and_compose_their_text():
+    image = np.zeros((84, 84, 3), np.uint8)
+    frame = np.asarray(recording.draw_frame(image, "왼쪽으로", "1: left"))
+    assert (np.abs(frame.astype(int)).sum(-1) == 0).sum() >= 256 * 256
+    decomposed = recording.draw_frame(image, unicodedata.normalize("NFD", "왼쪽으로"), "1: left")
+    assert np.array_equal(frame, np.asarray(decomposed))
+
+
+@pytest.mark.parametrize("goal, xy", [
+    ("move_to(region=top_left)", (0.22 + 0.1, 0.22)), ("move_to(id=0, x>48)", (0.75, 0.5)),
+    ("push(direction=right)", (0.6, 0.5)), ("cluster() THEN move_to(region=center)", (0.5 + 0.06, 0.5))])
+def test_the_target_of_a_goal_is_outlined(goal, xy):
+    from simulator.particles.overlay import COLOR
+    black, draw = np.zeros((512, 512, 3), np.uint8), recording.draw_frame
+    frame = np.asarray(draw(black, "go", "1", target=goal, size=(64, 64)))
+    x, y = round(xy[0] * 512), 32 + round(xy[1] * 512)
+    assert (np.abs(frame[y - 3:y + 4, x - 3:x + 4].astype(int) - COLOR).sum(-1) == 0).any()
+    plain = np.asarray(draw(black, "go", "1"))
+    assert not (np.abs(plain.astype(int) - COLOR).sum(-1) == 0).any()
+    assert np.array_equal(plain, np.asarray(draw(black, "go", "1", target="lift_cube")))      # of another env
+
+
+def test_the_place_of_an_action_is_marked_in_an_episode(policy, monkeypatch):
+    env = make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
+    obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
+    action = torch.from_numpy(Action(ActionType.APPLY_HEAT, x=16, y=48, value=1).to_vector())[None]
+    monkeypatch.setattr(policy, "sample_action", lambda *_, **__: (action, None, None), raising=False)
+    [step] = recording.run_episode(env, policy, obs)
+    ring = ring_of(np.asarray(step.frame)[:540])        # the line below is red too where the goal is missed
+    assert np.abs(ring - (16 * 8, 32 + 48 * 8)).max() < 3 and step.outcome == "not reached in 1 steps"
+
+
+def test_notes_are_words(policy, monkeypatch):
+    env = make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
+    obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
+    vector = Action(ActionType.SET_PROPERTY, x=0, y=0, value=1).to_vector()
+    monkeypatch.setattr(policy, "sample_action", lambda *_, **__: (torch.from_numpy(vector)[None], None, None))
+    [step] = recording.run_episode(env, policy, obs)
+    assert step.note == "no particle there"
+
+
+def test_an_episode_as_mp4(saved, capsys, tmp_path):
+    import av
+    path = tmp_path / "a.mp4"
+    assert inference.main(["--goal", "go left", "--model", str(saved), "--output", str(path)]) == 0
+    with av.open(str(path)) as video:
+        assert 12 < sum(1 for _ in video.decode(video=0)) < 20      # four frames, the last one for 1.5 s
+
+
+def test_a_full_disk_does_not_cost_the_result(saved, capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inference, "save_video", full)
+    code, out, err = act(capsys, tmp_path, "--model", saved)
+    assert code == 2 and "reached in " in out and "No space left on device" in err
+
+
+# --- instructions -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def model_reads(monkeypatch):
+    """model_reads(goal, confidence): what the model reads in any instruction."""
+    def set_reading(goal, confidence=0.9):
+        reading = instructions.Reading(["1 left"], goal and parse(goal), confidence)
+        monkeypatch.setattr(instructions, "read_instruction", lambda *_: reading)
+    return set_reading
+
+
+@pytest.mark.parametrize("goal, reads, confidence, says", [
+    ("make it winter in there", None, 0.9, "the model reads 1 left"),
+    ("make it winter in there", "cool()", 0.3, r"the model reads cool\(\) \(confidence 0.30\)"),
+    ("order a pizza", "heat()", 0.95, "knows no similar instruction"),
+    ("asdf qwerty zxcv", "cool()", 0.95, "knows no similar instruction"),
+    ("heat the red one", "heat()", 0.95, "acts on all particles, so it cannot be asked of 'red' alone"),
+    ("빨간 입자를 데워 줘", "heat()", 0.95, "cannot be asked of '빨간' alone")])
+def test_what_is_not_understood_is_refused(goal, reads, confidence, says, model_reads, saved, capsys, tmp_path):
+    model_reads(reads, confidence)
+    capsys.readouterr()
+    assert inference.main(["--goal", goal, "--model", str(saved), "--output", str(tmp_path / "a.gif")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert re.search(says, err) and re.search(r'try "[^"]+" \([a-z_]+\(.*\)\), ".*--force', err)
+    code, out, _ = act(capsys, tmp_path, "--model", saved, "--force", goal=goal)
+    assert code == 0 and "not scored" in out
+
+
+@pytest.mark.parametrize("reason", ["ambiguous", "negation"])
+def test_what_the_rules_refuse_is_refused(reason, model_reads, saved, capsys, tmp_path, monkeypatch):
+    from simulator.particles import parser
+    monkeypatch.setattr(parser, "parse_instruction", lambda _: (None, reason))
+    model_reads("push(direction=left)", 1.0)
+    code, out, err = act(capsys, tmp_path, "--model", saved, goal="don't move left")
+    assert code == 2 and not out and "is not understood (" in err and '"move left" (push(direction=left))' in err
+
+
+def test_a_negation_is_refused(saved, capsys, tmp_path):
+    assert "is not understood" in act(capsys, tmp_path, "--model", saved, goal="don't move left")[2]
+
+
+def test_what_only_the_model_understands_is_scored_by_its_reading(model_reads, saved, capsys, tmp_path):
+    model_reads("cool()")
+    code, out, _ = act(capsys, tmp_path, "--model", saved, goal="make it winter in there")
+    assert code == 0 and "\"make it winter in there\", scored as cool() (as the model understood it)" in out
+    assert re.search("reached in 3 steps", out)
+
+
+def test_two_readings_are_both_said(model_reads, saved, capsys, tmp_path):
+    model_reads("push(direction=up)")
+    _, out, _ = act(capsys, tmp_path, "--model", saved)
+    assert "scored as push(direction=left) (as the rules understand it, the model differs)" in out
+    assert "the model understands: push(direction=up) (confidence 0.90)" in out
+    model_reads("push(direction=left)")
+    _, out, _ = act(capsys, tmp_path, "--model", saved)
+    assert "scored as push(direction=left)\n" in out
+
+
+def test_confidence_is_the_product_over_the_slots(policy):
+    env = make_single(config.load(["vlm_tiny"]))
+    obs, _ = env.reset(seed=0)
+    reading = instructions.read_instruction(policy, obs["image"], "go left")
+    p = torch.sigmoid(policy([obs["image"]], ["go left"]).slot_logits[0].detach())
+    expected = torch.maximum(p, 1 - p).prod().item() if reading.slots else 0
+    assert reading.confidence == pytest.approx(expected, abs=1e-5)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("words, says", [
+    (["--steps", "0"], "--steps is 0: give a whole number from 1 up"),
+    (["--seed", "-1"], "--seed is -1: give a whole number from 0"),
+    (["--model", "nofile.pt"], "no checkpoint at nofile.pt"), (["--goal", " "], "--goal is empty"),
+    (["--output", "nowhere/a.gif"], "cannot write --output nowhere/a.gif"),
+    (["--output", "a.avi"], "end in .gif or .mp4")])
+def test_wrong_arguments_are_refused(words, says, capsys, tmp_path):
+    assert says in refuses(capsys, tmp_path, *words)
+
+
+@pytest.mark.parametrize("words", [
+    ["--deterministic", "--sample"], ["--greedy", "--sample"], ["--seed", "x"], ["--no"]])
+def test_arguments_that_do_not_parse_get_one_line(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        inference.parse_args(["--goal", "go left", *words])
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_missing_checkpoint_is_refused_before_torch_is_imported():
+    code = ("import sys, inference; code = inference.main(['--goal', 'x', '--model', 'no.pt']); "
+            "print(code, 'torch' in sys.modules)")
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert result.stdout == "2 False\n" and result.stderr.startswith("error: no checkpoint at no.pt")
+
+
+def test_a_path_that_cannot_be_opened_is_refused(tmp_path):
+    reason = cli.check_output_path(tmp_path / ("x" * 260 + ".gif"))
+    assert reason.startswith("cannot write --output") and not list(tmp_path.iterdir())
+
+
+# --- evaluate.py ------------------------------------------------------------------------------------------------
+def test_splits_by_all_their_names():
+    from simulator.particles.splits import SPLITS
+    args = evaluate.parse_args(["--split", "swap", "chain", "--split", "held_out", "chain"])
+    assert evaluate.resolve_splits(args.split, SPLITS, ["seen"]) == [
+        "instruction_swap", "long_horizon", "held_out_en", "held_out_ko"]
+    assert evaluate.resolve_splits(["all"], SPLITS, ["seen"]) == ["seen"]
+    with pytest.raises(config.UserError, match="unknown split 'chains': choose from held_out, swap, chain, all, seen"):
+        evaluate.resolve_splits(["chains"], SPLITS, [])
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--episodes", "0"], "--episodes is 0"), (["--seed", "-1"], "--seed is -1"),
+    (["--env-preset", "vlm_tiny", "--split", "seen"], "--env-preset measures no model"),
+    (["--json", "nowhere/a.json"], "cannot write --json"), (["--model", "no.pt"], "no checkpoint at no.pt")])
+def test_evaluate_refuses_in_one_line(words, says, capsys):
+    assert evaluate.main(words) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_baselines_of_an_env(capsys, tmp_path):
+    path = tmp_path / "a.json"
+    assert evaluate.main(["--env-preset", "vlm_tiny", "env.max_steps=2", "--episodes", "2", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["env_preset"] == ["vlm_tiny", "env.max_steps=2"]
+    assert "expert" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    assert "simulator/particles/splits.py" in capsys.readouterr().out
