@@ -114,7 +114,8 @@ def test_plan_from_slots_inverts_goal_slots_on_the_corpus():
 
 
 def test_plan_from_slots_by_hand():
-    assert G.plan_from_slots(["AND", "1 push", "1 left", "2 heat", "2 by=3"]) == parse("push(direction=left) AND heat(by=3)")
+    plan = parse("push(direction=left) AND heat(by=3)")
+    assert G.plan_from_slots(["AND", "1 push", "1 left", "2 heat", "2 by=3"]) == plan
     assert G.plan_from_slots(["THEN", "1 cool", "2 vibrate"]) == parse("cool() THEN vibrate()")
     assert G.plan_from_slots(["1 move_toward", "1 to 1", "1 particle 2"]) == parse("move_toward(2, 1)")
     assert G.plan_from_slots(["1 cluster", "1 particle 11", "1 particle 2"]) == parse("cluster(ids=[2,11])")
@@ -125,7 +126,8 @@ def test_plan_from_slots_by_hand():
 @pytest.mark.parametrize("slots", [
     [], ["THEN"], ["1 cool", "1 vibrate"], ["1 push"], ["1 left"], ["1 push", "1 left", "1 right"],
     ["1 push", "1 horizontal"], ["2 cool"], ["1 cool", "3 heat", "THEN"], ["1 cool", "2 heat"], ["1 cool", "AND"],
-    ["1 cool", "1 by=3", "1 by=2"], ["1 cool", "1 to"], ["1 push", "1 left", "1 by=3"], ["1 push", "1 left", "1 distance=0"],
+    ["1 cool", "1 by=3", "1 by=2"], ["1 cool", "1 to"], ["1 push", "1 left", "1 by=3"],
+    ["1 push", "1 left", "1 distance=0"],
     ["1 cluster", "1 particle 1"], ["1 cluster", "1 to 1", "1 particle 2"], ["1 move_toward", "1 to 1"],
     ["1 move_to", "1 x>48"], ["1 move_to", "1 particle 1"], ["1 move_to", "1 center", "1 particle 1", "1 x>48"],
     ["1 move_to", "1 particle 1", "1 x>48", "1 x<20"], ["1 vibrate", "1 left"], ["cool"], ["x cool"], ["1 fly"],
@@ -233,7 +235,8 @@ def test_reward_by_hand(goal, before, now, wanted):
 
 @pytest.mark.parametrize(("goal", "at", "beyond"), [
     ("push(direction=left)", {"centroid": (17.92, 50)}, {"centroid": (8, 50)}),     # slantwise: not reached, nor paid
-    ("cluster()", {"extent": (3.6, 4.8)}, {"extent": (1, 1)}), ("spread()", {"extent": (16.128, 21.504)}, {"extent": (24, 24)}),
+    ("cluster()", {"extent": (3.6, 4.8)}, {"extent": (1, 1)}),
+    ("spread()", {"extent": (16.128, 21.504)}, {"extent": (24, 24)}),
     ("heat()", {"temperature": 7}, {"temperature": 9}), ("cool()", {"temperature": 0.8}, {"temperature": 0}),
     ("move_to(region=center)", {"centroid": (32, 35.84)}, {"centroid": (32, 32)}),
     ("align(axis=horizontal)", {"extent": (3, 4.48)}, {"extent": (3, 2)})])

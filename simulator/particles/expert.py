@@ -118,7 +118,8 @@ def _apply_force(goal: Goal, task: Any, envs: np.ndarray, actions: np.ndarray) -
     target_velocity = kind.target_velocity(goal, position, current, initial, task.size)
     speed = np.linalg.norm(target_velocity, axis=-1, keepdims=True)
     target_velocity = target_velocity * np.minimum(1, kind.max_speed / np.maximum(speed, 1e-9))
-    strength = least_squares_strength(target_velocity, position, sim.velocity[envs, :n], sim.mass[envs, :n], point, sign,
+    velocity, mass = sim.velocity[envs, :n], sim.mass[envs, :n]
+    strength = least_squares_strength(target_velocity, position, velocity, mass, point, sign,
                                       low=-STRENGTH if kind.bidirectional else 0.0)
     action_type = ActionType.APPLY_FORCE if sign == PUSH else ActionType.APPLY_ATTRACTION
     _apply(actions, envs, action_type, point, strength)

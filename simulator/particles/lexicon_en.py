@@ -25,8 +25,8 @@ from simulator.particles.lexicon_parts import (
     FIRST,
     HEAT,
     IGNORE,
-    INCREASE,
     IN_ORDER,
+    INCREASE,
     JOIN,
     LEFT,
     LINE,
@@ -55,7 +55,8 @@ NUMBERS = {word: n for n, word in enumerate(ONES, 1)} | {word: 10 * n for n, wor
 SHORTHAND = {
     "…": r"( (?!and\b|then\b)[\w']+){0,4}",
     "OF": "( hand)?( (side|part|corner|edge))?( (at|of|on|in))?( the)?( very)?",
-    "COLOUR": f"({'|'.join(name for name, *_ in PALETTE)})(?! hot)( (particle|dot|ball|disc|circle|one|guy|thing)s?)?",
+    "COLOUR": f"({'|'.join(name for name, *_ in PALETTE)})(?! hot)( (particle|dot|ball|disc|circle|one|guy|"
+             "thing)s?)?",
     "NUM": rf"(\d+|({'|'.join(TENS)})( ({'|'.join(ONES[:9])}))?|{'|'.join(ONES)})",
 }
 
@@ -65,6 +66,7 @@ PATTERNS = [
     (IGNORE, "if you don't mind|would you mind|no more, no less|stops? (after|at)(?= NUM pixels)"),
     # at once, or in order
     (IGNORE, r"don't(?= .*\buntil (you|this is done)\b)|only do it(?= after you\b)|and only(?= then\b)"),
+    (SECOND, r"(after|once|when|as soon as) (you|they|you're|they're|you've|they've)( are| get| got)? there"),
     (FIRST, "until this is done|(only )?(right |straight )?(after|once|as soon as|until|till) you('ve| have)?"),
     (AT_ONCE, r"in the same breath|(at|in) (the|that|one and the) (very )?(same )?(time|moment|instant|meantime|"
                "process)|"
@@ -115,7 +117,8 @@ PATTERNS = [
     (IGNORE, r"turn( [\w']+){1,4} into(?= a)|mak(e|ing) up|one and the same|(if|wish)( \w+){1,4} (were|was)"),
     (IGNORE, "(?:(?<=^)|(?<=, ))all right|alright|(ends?|hurry)(ing)? up"),
     (IGNORE, "right (now|away|here|there|where|(?=(in|at|on|into) (the|a|their|its) (?!same|one)))"),
-    (IGNORE, "(that's|it's|you're|get it|do it) right|(i|we|you|they|he|she|are|is|that's) left"),
+    (IGNORE, "(that's|it's|you're|get it|do it) right|(i|we|you|they|he|she|are|is|that's) left"
+             "(?! (my|your|his|her|our|their|the|an?|some)\\b)"),
     # what sounds like a negation, or like a fact
     (COOL, "(no|not so|not this|less)( more)? (heat|hot|warm)|don't want… (this|so|that) (hot|warm)"),
     (HEAT, "(red|piping|boiling|steaming|sizzling) hot|fire up( the)?|(turn )?(the )?thermostat up"),
@@ -133,6 +136,9 @@ PATTERNS = [
              r"corner)\w*"),
     (REJECT, r"out of (?!the VALUE|the \w+s\b|them\b|those\b|these\b|all\b|everything\b)\w+"),
     # how things are or were, and why
+    (REJECT, r"did (an? )?(\w+ )?(job|work)|(job|work) (with|on|of|at)|earlier|yesterday|thanks for|thank you for"),
+    (REJECT, "(i|we|you|they|he|she) (left|lost|forgot) (my|your|his|her|our|their|the|an?|some)|"
+             "side of the (table|desk|bed|room|house|road|street)"),
     (REJECT, r"(?:(?<=^)|(?<=, ))(what(?! i\b|'s)|why|where|who|when(?! you)|which|whose|how (?!about )|were|did|"
              "does|has|had)"),
     (REJECT, r"(?:(?<=^)|(?<=, ))(is (?!it possible)|are (?!you able)|do (?!you think|me ))|already"),
@@ -154,16 +160,20 @@ PATTERNS = [
             r"\w*(?= (the )?(VALUE|them|all))|colou?rs?"),
     (SPREAD, "(grow|enlarge|widen|expand|inflate)\\w*( \\w+)? (group|cloud|swarm|crowd)( of \\w+)?|"
              "(group|cloud|swarm|crowd)( \\w+){0,2} (bigger|larger|wider)|blow… (group|cloud) up"),
-    (CLUSTER, "(shrink|squash|tighten|compress|contract)\\w*( up)?( \\w+)? (group|cloud|swarm|crowd)( of \\w+| into a small one)?|"
-              "(group|cloud|swarm|crowd)( \\w+){0,2} (smaller|denser|tight|tighter)( and denser)?|knot of \\w+|clump\\w*( up)?"),
+    (CLUSTER, "(shrink|squash|tighten|compress|contract)\\w*( up)?( \\w+)? (group|cloud|swarm|crowd)( of \\w+|"
+             " into a small one)?|"
+              "(group|cloud|swarm|crowd)( \\w+){0,2} (smaller|denser|tight|tighter)( and denser)?|knot of \\w+|"
+             "clump\\w*( up)?"),
     (SPREAD, "(break|split)… up|thin… out|(break|split) up the (group|clump|bunch|pile)|(dissolve|"
              "open) the (cluster|group)"),
     (IGNORE, "scattered (?=(dots|balls|particles))|(bunch|group|set) of|(whole|entire|the|this|that) (group|"
               "bunch|crowd|pile|clump|cluster)"),
     # temperature
     (COOL, "(turn|bring|dial)… (heat|temperature)… (down|off)|(turn|dial|bring) down the (heat|temperature)"),
-    (COOL, "(get )?rid of (the |their |all )*(heat|warmth|thermal energy)|(extract|dissipate)\\w* (\\w+ )?(heat|warmth)"),
-    (COOL, "(let|make|have)( \\w+){0,3} (heat|warmth)( \\w+)? (escape|go|out|leave)|(less|remove|reduce)… thermal energy|"
+    (COOL, "(get )?rid of (the |their |all )*(heat|warmth|thermal energy)|(extract|dissipate)\\w* (\\w+ )?(heat|"
+             "warmth)"),
+    (COOL, "(let|make|have)( \\w+){0,3} (heat|warmth)( \\w+)? (escape|go|out|leave)|(less|remove|"
+             "reduce)… thermal energy|"
            "temperature… (toward|to)s? zero"),
     (COOL, "(take|remove|reduce|drain|quench|kill|ease off on|turn off|los(e|ing))( (?!and)\\w+){0,4} "
            "(heat|warmth|thermal energy)( out of| away from)?|(heat|temperature)… (down|off)"),
@@ -242,5 +252,16 @@ PATTERNS = [
     (JOIN, "and"),
 ]
 
-TYPO_TARGETS: frozenset[str] = frozenset()
-NOT_TYPOS: frozenset[str] = frozenset()
+# Words to which typing errors are corrected.
+TYPO_TARGETS = """
+    align aligned apart arrange bottom center chill cluster clump colder column cool cooler corner degrees down
+    downward everything gather group heat higher horizontal hotter left leftward line lower middle move particle
+    particles pixels push raise right rightward scatter separate shake shiver spread squeeze temperature together
+    tremble upper upward upwards vertical vibrate warm warmer and same time then top
+"""
+# English words that the rules of typing errors would take for one of these.
+NOT_TYPOS = """
+    arise article articles bather bluster bolder clutter colter cooked cooker cooper corned cornet enter father former
+    folder hatter hither hitter holder hover lather leftover maligned meddle muddle operate otter piddle potter rather
+    renter riddle rotter sake scanner shatter shaver sliver smatter solder totter treble trembled vibrato
+"""

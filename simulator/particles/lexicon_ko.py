@@ -24,8 +24,8 @@ from simulator.particles.lexicon_parts import (
     FIRST,
     HEAT,
     IGNORE,
-    INCREASE,
     IN_ORDER,
+    INCREASE,
     JOIN,
     LEFT,
     LINE,
@@ -62,6 +62,8 @@ SHORTHAND = {
 PATTERNS = [
     (IGNORE, r"(?<=주)시?면 안 ?[돼되]\w*|[두놔놓]면 돼"),
     (IGNORE, "(한숨|숨)( 좀)? ?돌|(걸|게|것을?) (보고|보기)"),
+    (IGNORE, "합쳐서 한꺼번에|(무리|떼|구름)[를을](?= 한?(가운데|중앙|중심|복판|센터)\\w* (데려|옮|보내|이동|끌))"),
+    (REJECT, "(줘|해|워|려|겨|켜|여|셔|아|어)서 (정말 |참 |진짜 )?(고마[워웠]|고맙|감사)|아까|어제|방금|잘했"),
     # at once, or in order
     (AT_ONCE, "(따로|하나씩)( 하지)? 말고|어느 쪽도 멈추지 말고|둘 다 놓치지 말고|(둘 중 )?하나라도 빠지면 안 돼|"
               "순서 (없이( 같이)?|따지지 말고)|뭐(부터 할|가 먼저랄) 것 없이"),
@@ -171,4 +173,8 @@ PATTERNS = [
     (JOIN, r"고(?=[ ,]|$)"),
 ]
 
-MISSPELLINGS: dict[str, str] = {}
+# Frequent misspellings, and what they stand for.
+MISSPELLINGS = {
+    "왼족": "왼쪽", "왼쪼그로": "왼쪽으로", "오른족": "오른쪽", "오른쪼그로": "오른쪽으로", "아레": "아래", "구서그로": "구석으로",
+    "옴겨": "옮겨", "노펴": "높여", "낯춰": "낮춰", "낮쳐": "낮춰", "뜨겁개": "뜨겁게", "차갑개": "차갑게", "새로로": "세로로",
+}

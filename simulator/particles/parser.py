@@ -15,6 +15,7 @@ as a whole.
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from simulator.particles import lexicon_en, lexicon_ko
@@ -95,6 +96,7 @@ FIRST_MARK, FIRST_VALUE = 0xE000, 0xF000
 VALUE = {"VALUE": "[\uf000-\uf8ff]"}
 COLOURS = {name: i for i, names in enumerate(PALETTE) for name in names[:2]}
 NEGATIVE_NUMBER = re.compile(r"[-−]\s?\d|\bminus\b|마이너스")
+TYPO_TARGETS, NOT_TYPOS = (frozenset(words.split()) for words in (lexicon_en.TYPO_TARGETS, lexicon_en.NOT_TYPOS))
 # A clause that complains says where the particles are, not where they should go: "too hot, cool them off".
 COMPLAINT = re.compile(r"\btoo\b|너무")
 
@@ -218,28 +220,34 @@ def _correct(text: str, rest: str) -> str:
     """
     for wrong, right in lexicon_ko.MISSPELLINGS.items():
         text = text.replace(wrong, right)
-    for word in set(re.findall(r"[a-z]+", rest)) - lexicon_en.NOT_TYPOS:
-        candidates = [right for right in lexicon_en.TYPO_TARGETS if _is_typo(word, right)]
-        if len(candidates) == 1 and word not in lexicon_en.TYPO_TARGETS:
-            text = re.sub(rf"\b{word}\b", candidates[0], text)
+    for word in set(re.findall(r"[a-z]+", rest)):
+        text = re.sub(rf"\b{word}\b", _correct_word(word), text)
     return text
+
+
+@cache
+def _correct_word(word: str) -> str:
+    """Return the word of TYPO_TARGETS that is nearest to `word`; `word` itself if none or several are."""
+    if word in NOT_TYPOS | TYPO_TARGETS:
+        return word
+    distances = {right: _edit_distance(word, right) for right in TYPO_TARGETS if _is_typo(word, right)}
+    nearest = [right for right, distance in distances.items() if distance == min(distances.values())]
+    return nearest[0] if len(nearest) == 1 else word
 
 
 def _is_typo(word: str, right: str) -> bool:
     """Return whether `word` is `right` with a typing error.
 
-    Words up to 5 letters: two neighbouring letters are swapped, or one is doubled; of 5 letters one may also be
-    missing, but the first. Longer words: edit distance 1, from 9 letters 2.
+    Words up to 5 letters: two neighbouring letters are swapped, or one is doubled. Of 5 letters one may also be
+    missing, but not the first. Longer words: edit distance 1, from 9 letters 2.
     """
-    if abs(len(word) - len(right)) > 2:
-        return False
-    if len(right) > 5:
-        return 0 < _edit_distance(word, right) <= (2 if len(right) > 8 else 1)
-    if len(word) == len(right):
-        return any(right[:i] + right[i + 1] + right[i] + right[i + 2:] == word for i in range(len(right) - 1))
-    if len(word) > len(right):
-        return len(right) > 3 and any(right[:i] + right[i] + right[i:] == word for i in range(len(right)))
-    return len(right) == 5 and any(right[:i] + right[i + 1:] == word for i in range(1, 5))
+    n = len(right)
+    if n > 5:
+        return abs(len(word) - n) <= 2 and _edit_distance(word, right) <= (2 if n > 8 else 1)
+    swapped = {right[:i] + right[i + 1] + right[i] + right[i + 2:] for i in range(n - 1)}
+    doubled = {right[:i] + right[i] + right[i:] for i in range(n) if n > 3}
+    missing = {right[:i] + right[i + 1:] for i in range(1, n) if n == 5}
+    return word in swapped | doubled | missing
 
 
 def _edit_distance(a: str, b: str) -> int:
