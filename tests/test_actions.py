@@ -22,6 +22,13 @@ def world(physics=STILL):
     return sim, ActionOperator(sim)
 
 
+def step(operator, actions):
+    """Apply actions and advance the simulation by one step; return the status codes."""
+    status, field = operator.apply(actions)
+    operator.simulator.step(field)
+    return status
+
+
 def act(operator, *action):
     status, field = operator.apply(Action(*action).to_vector()[None])
     return ActionStatus(status[0]), field[0]
@@ -30,15 +37,15 @@ def act(operator, *action):
 def test_noop_and_step():
     sim, operator = world()
     sim.velocity[0, 0] = [1, 0]
-    assert operator.execute([[ActionType.NOOP, -1, 0, 0, 0, 1, 0]]).tolist() == [ActionStatus.OK]
+    assert step(operator, [[ActionType.NOOP, -1, 0, 0, 0, 1, 0]]).tolist() == [ActionStatus.OK]
     assert sim.time[0] == 1 and sim.position[0, 0, 0] == pytest.approx(21)
-    operator.execute([[ActionType.STEP, -1, 0, 0, 0, 1, 0]])
+    step(operator, [[ActionType.STEP, -1, 0, 0, 0, 1, 0]])
     assert sim.time[0] == 3 and sim.position[0, 0, 0] == pytest.approx(23)
 
 
 def test_step_fast_forwards_its_own_world_only():
     sim = ParticleSimulator(3)
-    ActionOperator(sim).execute([[0, -1, 0, 0, 0, 1, 0], [7, -1, 0, 0, 0, 1, 0], [0, -1, 0, 0, 0, 1, 0]])
+    step(ActionOperator(sim), [[0, -1, 0, 0, 0, 1, 0], [7, -1, 0, 0, 0, 1, 0], [0, -1, 0, 0, 0, 1, 0]])
     assert sim.time.tolist() == [1, 2, 1]
 
 
@@ -147,7 +154,7 @@ def test_ten_thousand_bad_actions():
         actions = rng.uniform([-2, -3, -20, -20, -8, -5, -2], [9, 15, 84, 84, 8, 80, 9], (100, 7))
         wild = rng.random((100, 7)) < 0.03
         actions[wild] = rng.choice([np.nan, np.inf, -np.inf, 1e300, -1e300, 1e18, -0.5], wild.sum())
-        seen |= set(operator.execute(actions).tolist())
+        seen |= set(step(operator, actions).tolist())
         exists = np.arange(12) < sim.count[:, None]
         for name, (low, high) in BOUNDS.items():
             values = getattr(sim, name)[exists]

@@ -267,7 +267,8 @@ def test_perturbed_instructions_are_rarely_read_wrongly():
     # thanks, reports and other rooms
     "Thanks, you did a great job with pushing them left earlier!", "I left my keys on the right side of the table.",
     "I left my keys on the right.", "I left the house, go right", "thank you for moving them left",
-    "아까 오른쪽으로 잘 옮겨줘서 고마워!", "왼쪽으로 옮겨 주셔서 감사합니다", "어제 먹은 왼쪽 가게 냉면이 참 시원했어",
+    "아까 오른쪽으로 잘 옮겨줘서 고마워!", "왼쪽으로 옮겨 주셔서 감사합니다",
+    "어제 먹은 왼쪽 가게 냉면이 참 시원했어",
     "move left and right", "make it nice", "order a pizza and play some jazz",
     # other actions
     "that's right", "turn left", "speed up", "속도를 올려", "크기를 키워", "make a circle",
@@ -378,7 +379,8 @@ def test_what_is_no_goal_of_ours_is_unknown(text):
 
 
 @pytest.mark.parametrize("text", [
-    "move left and up", "move left and right", "move up, left", "왼쪽 위쪽 아래쪽으로", "heat and cool at the same time",
+    "move left and up", "move left and right", "move up, left", "왼쪽 위쪽 아래쪽으로",
+    "heat and cool at the same time",
     "move left and right at the same time", "모으면서 흩어 줘", "식히면서 데워 줘", "move left and heat up",
     "왼쪽으로 밀고 데워 줘", "모으고 식혀 줘", "gather and cool", "왼쪽 또는 오른쪽으로",
     "send the red ball to the left or right edge", "then move left and gather and heat",

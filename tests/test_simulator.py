@@ -1,4 +1,4 @@
-"""The compiled simulator against a plain one, physics worked by hand, conserved quantities, the picture."""
+"""The compiled simulator against a plain one, physics worked by hand, conserved quantities, images."""
 import numpy as np
 import pytest
 from reference_simulator import ReferenceWorld
@@ -96,10 +96,10 @@ def test_a_trajectory_is_its_seeds_alone(monkeypatch):
         runs.append((batch.position.copy(), batch.temperature.copy(), batch.render()))
     for _ in range(30):
         run_local.step()
-    for position, temperature, pictures in runs:
+    for position, temperature, images in runs:
         np.testing.assert_array_equal(position, runs[0][0])
         np.testing.assert_array_equal(temperature, runs[0][1])
-        np.testing.assert_array_equal(pictures, runs[0][2])
+        np.testing.assert_array_equal(images, runs[0][2])
         np.testing.assert_array_equal(position[37], run_local.position[0])
     run_local.clear(np.array([0]), 1)
     assert run_local.count[0] == run_local.time[0] == 0 and run_local.seed[0] == 1 and not run_local.position.any()
@@ -218,17 +218,17 @@ def test_settings_are_checked():
     assert ParticleSimulator(physics={"dt": 0.5}).physics == PHYSICS | {"dt": 0.5}
 
 
-def test_each_property_shows_in_the_picture():
-    def picture(position=((20.5, 30.5),), **state):
+def test_each_property_shows_in_the_image():
+    def render(position=((20.5, 30.5),), **state):
         return one_world(None, position, **({"radius": 3, "temperature": 1, "charge": 1} | state)).render()[0]
 
-    image = picture()
+    image = render()
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8
     assert tuple(image[0, 0]) == BACKGROUND and tuple(image[30, 18]) == PALETTE[0][2]      # row y, column x
     assert tuple(image[30, 20]) == (255, 255, 255)
-    others = [picture(((21.5, 30.5),)), picture(radius=2), picture(charge=-1), picture(charge=0),
-              picture(charge=3), picture(temperature=0), picture(temperature=4), picture(velocity=[[2, 0]]),
-              picture(((20.5, 30.5),) * 2)]     # the last: particle 1 covers particle 0
+    others = [render(((21.5, 30.5),)), render(radius=2), render(charge=-1), render(charge=0),
+              render(charge=3), render(temperature=0), render(temperature=4), render(velocity=[[2, 0]]),
+              render(((20.5, 30.5),) * 2)]     # the last: particle 1 covers particle 0
     for i, other in enumerate(others):
         assert (other != image).any()
         assert all((other != one).any() for one in others[:i])
@@ -242,7 +242,7 @@ def test_a_small_body_shows_its_colour_and_its_charge_everywhere():
         assert (image == 0).all(1).sum() == 1 and (image == PALETTE[0][2]).all(1).sum() >= 1
 
 
-def test_a_larger_picture_is_the_same_anti_aliased():
+def test_a_larger_image_is_the_same_anti_aliased():
     sim = ParticleSimulator(3)
     fill(sim, 1)
     small, large = sim.render(), sim.render(scale=4)
@@ -252,5 +252,5 @@ def test_a_larger_picture_is_the_same_anti_aliased():
     box = large.reshape(3, 64, 4, 64, 4, 3).mean((2, 4))
     assert np.abs(box - small).mean() < 8 and np.abs(box.mean((1, 2)) - small.mean((1, 2))).max() < 3
     out = np.zeros((2, 64, 64, 3), np.uint8)
-    assert sim.render(worlds=[2, 0], out=out) is out
+    assert sim.render(envs=[2, 0], out=out) is out
     np.testing.assert_array_equal(out, small[[2, 0]])

@@ -24,10 +24,10 @@ class StateSummary:
     position: np.ndarray
 
     @classmethod
-    def from_sim(cls, sim: Any, count: np.ndarray, worlds: Any = slice(None)) -> Self:
+    def from_sim(cls, sim: Any, count: np.ndarray, envs: Any = slice(None)) -> Self:
         """Return the summary of the first `count[b]` particles of each selected environment of a ParticleSimulator."""
-        position, velocity = sim.position[worlds], sim.velocity[worlds]
-        count = count[worlds]
+        position, velocity = sim.position[envs], sim.velocity[envs]
+        count = count[envs]
         limit = int(count.max(initial=1))
         weight = (np.arange(limit) < count[:, None]) / count[:, None]     # [B,N], sums to 1
 
@@ -39,12 +39,12 @@ class StateSummary:
         extent = np.sqrt(mean((position - centroid[:, None]) ** 2))
         speed = np.sqrt(mean((velocity - group_velocity[:, None]) ** 2).sum(-1))
         spread = np.sqrt((extent**2).sum(-1))
-        temperature = mean(sim.temperature[worlds])
+        temperature = mean(sim.temperature[envs])
         return cls(centroid, extent, spread, speed, temperature, position[:, :limit].copy())
 
-    def __getitem__(self, worlds: Any) -> "StateSummary":
-        return StateSummary(*(getattr(self, name)[worlds] for name in self.__dataclass_fields__))
+    def __getitem__(self, envs: Any) -> "StateSummary":
+        return StateSummary(*(getattr(self, name)[envs] for name in self.__dataclass_fields__))
 
-    def __setitem__(self, worlds: Any, other: "StateSummary") -> None:
+    def __setitem__(self, envs: Any, other: "StateSummary") -> None:
         for name in self.__dataclass_fields__:
-            getattr(self, name)[worlds] = getattr(other, name)
+            getattr(self, name)[envs] = getattr(other, name)
