@@ -48,7 +48,7 @@ def test_every_kind_has_60_templates_in_each_language_and_a_fifth_of_their_famil
         assert len(split[False]) >= (len(split[True]) + len(split[False])) / 5, kind
 
 
-def test_no_sentence_occurs_twice():
+def test_no_instruction_occurs_twice():
     assert [text for text, count in Counter(key(row["text"]) for row in ROWS).items() if count > 1] == []
     assert [text for text, count in Counter(key(normalise(row["text"])) for row in ROWS).items() if count > 1] == []
 
@@ -100,7 +100,7 @@ def test_korean_particles_fit_the_words_before_them():
     assert wrong == []
 
 
-def test_sentences_are_in_the_language_they_say():
+def test_instructions_are_in_their_language():
     for row in ROWS:
         assert bool(re.search("[가-힣]", row["text"])) == (row["language"] == "ko"), row["text"]
         assert row["text"] == unicodedata.normalize("NFC", row["text"]).strip()

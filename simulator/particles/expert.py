@@ -1,7 +1,7 @@
 """Scripted policies that read the true state: the expert (upper baseline), no-op and random (lower baselines).
 
 A goal kind says which velocity every particle should have, and at which point to pull or push. The expert chooses the
-strength that brings the velocities nearest to these, in the least-squares sense. Its actions can be told from the
+strength that brings the velocities nearest to these, in the least-squares sense. Its actions follow from the
 image and tolerate points that are some pixels off, so a learner can imitate it.
 
 `task` is an env.ParticleTask of B environments; actions are float32 [B,7] (see actions.py).
