@@ -1,4 +1,4 @@
-"""Each action worked by hand, and ten thousand that no one should send."""
+"""Each action worked by hand, and ten thousand invalid ones."""
 import numpy as np
 import pytest
 
@@ -13,7 +13,7 @@ STILL = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation"
 BOUNDS = {"charge": (-5, 5), "mass": (0.1, 10), "radius": (1, 5), "temperature": (0, 10)}
 
 
-def world(physics=STILL):
+def make_sim(physics=STILL):
     """Particle 0 at (20, 32), radius 2, mass 1, temperature 1; particle 1 at (44, 32), mass 2."""
     sim = ParticleSimulator(1, 4, physics=physics)
     sim.count[0] = 2
@@ -22,28 +22,35 @@ def world(physics=STILL):
     return sim, ActionOperator(sim)
 
 
+def step(operator, actions):
+    """Apply actions and advance the simulation by one step; return the status codes."""
+    status, field = operator.apply(actions)
+    operator.simulator.step(field)
+    return status
+
+
 def act(operator, *action):
     status, field = operator.apply(Action(*action).to_vector()[None])
     return ActionStatus(status[0]), field[0]
 
 
 def test_noop_and_step():
-    sim, operator = world()
+    sim, operator = make_sim()
     sim.velocity[0, 0] = [1, 0]
-    assert operator.execute([[ActionType.NOOP, -1, 0, 0, 0, 1, 0]]).tolist() == [ActionStatus.OK]
+    assert step(operator, [[ActionType.NOOP, -1, 0, 0, 0, 1, 0]]).tolist() == [ActionStatus.OK]
     assert sim.time[0] == 1 and sim.position[0, 0, 0] == pytest.approx(21)
-    operator.execute([[ActionType.STEP, -1, 0, 0, 0, 1, 0]])
+    step(operator, [[ActionType.STEP, -1, 0, 0, 0, 1, 0]])
     assert sim.time[0] == 3 and sim.position[0, 0, 0] == pytest.approx(23)
 
 
-def test_step_fast_forwards_its_own_world_only():
+def test_step_fast_forwards_its_own_environment_only():
     sim = ParticleSimulator(3)
-    ActionOperator(sim).execute([[0, -1, 0, 0, 0, 1, 0], [7, -1, 0, 0, 0, 1, 0], [0, -1, 0, 0, 0, 1, 0]])
+    step(ActionOperator(sim), [[0, -1, 0, 0, 0, 1, 0], [7, -1, 0, 0, 0, 1, 0], [0, -1, 0, 0, 0, 1, 0]])
     assert sim.time.tolist() == [1, 2, 1]
 
 
 def test_add_particle():
-    sim, operator = world()
+    sim, operator = make_sim()
     assert act(operator, ActionType.ADD_PARTICLE, -1, 10, 50, -1.5, 3) == (ActionStatus.OK, pytest.approx(0))
     assert sim.count[0] == 3
     np.testing.assert_allclose(sim.position[0, 2], [10, 50])
@@ -56,7 +63,7 @@ def test_add_particle():
 
 
 def test_set_property():
-    sim, operator = world()
+    sim, operator = make_sim()
     where = (sim.position[..., 0], sim.position[..., 1], sim.velocity[..., 0], sim.velocity[..., 1],
              sim.charge, sim.mass, sim.radius, sim.temperature)
     for what, array in zip(PropertyType, where, strict=True):
@@ -71,7 +78,7 @@ def test_set_property():
 
 
 def test_set_property_of_what_is_at_a_place():
-    sim, operator = world()
+    sim, operator = make_sim()
     sim.position[0, 1] = [25, 32]
     # radius 2 and grace 2: particle 0 covers x from 16 to 24, particle 1 from 21; x = 22.5 is the middle
     assert act(operator, ActionType.SET_PROPERTY, -1, 23, 32, 2, 1, PropertyType.CHARGE)[0] == ActionStatus.OK
@@ -83,7 +90,7 @@ def test_set_property_of_what_is_at_a_place():
 
 
 def test_heat():
-    sim, operator = world()
+    sim, operator = make_sim()
     act(operator, ActionType.APPLY_HEAT, -1, 20, 42, 3, 20)      # 10 px away: 3 * (1 - 10/20)
     np.testing.assert_allclose(sim.temperature[0, :2], [2.5, 1])
     act(operator, ActionType.APPLY_HEAT, -1, 20, 32, -5, 20)
@@ -91,7 +98,7 @@ def test_heat():
 
 
 def test_force_and_attraction():
-    sim, operator = world()
+    sim, operator = make_sim()
     # both 12 px from (32, 32): 4 * (1 - 12/24) = 2, over masses 1 and 2
     act(operator, ActionType.APPLY_FORCE, -1, 32, 32, 4, 24)
     np.testing.assert_allclose(sim.velocity[0, :2], [[-2, 0], [1, 0]])
@@ -104,7 +111,7 @@ def test_force_and_attraction():
 
 
 def test_no_action_makes_it_too_fast():
-    sim, operator = world()
+    sim, operator = make_sim()
     sim.mass[0, 0] = 0.1
     act(operator, ActionType.APPLY_FORCE, -1, 20, 26, 5, 12)     # 5 * (1 - 6/12) / 0.1 = 25
     np.testing.assert_allclose(sim.velocity[0, 0], [0, MAX_SPEED])
@@ -113,7 +120,7 @@ def test_no_action_makes_it_too_fast():
 
 
 def test_repulsion_is_a_field_during_the_step():
-    sim, operator = world(STILL | {"substeps": 1})
+    sim, operator = make_sim(STILL | {"substeps": 1})
     status, field = act(operator, ActionType.APPLY_REPULSION, -1, 32, 32, 4, 24)
     assert status == ActionStatus.OK and not sim.velocity.any()
     sim.step(field[None])
@@ -124,7 +131,7 @@ def test_repulsion_is_a_field_during_the_step():
 
 
 def test_type_target_and_property_are_rounded():
-    sim, operator = world()
+    sim, operator = make_sim()
     status, _ = operator.apply([[2.4, 0.6, 0, 0, 2, 1, 4.3]])
     assert status[0] == ActionStatus.OK and sim.charge[0, 1] == 2
     status, _ = operator.apply([[99, -1, 0, 0, 0, 1, 0]])
@@ -134,7 +141,7 @@ def test_type_target_and_property_are_rounded():
 @pytest.mark.parametrize("wrong", [np.zeros(7), np.zeros((2, 7)), np.zeros((1, 6)), []])
 def test_a_wrong_shape_is_refused(wrong):
     with pytest.raises(ValueError, match=r"\[1,7\]"):
-        world()[1].apply(wrong)
+        make_sim()[1].apply(wrong)
 
 
 def test_ten_thousand_bad_actions():
@@ -147,7 +154,7 @@ def test_ten_thousand_bad_actions():
         actions = rng.uniform([-2, -3, -20, -20, -8, -5, -2], [9, 15, 84, 84, 8, 80, 9], (100, 7))
         wild = rng.random((100, 7)) < 0.03
         actions[wild] = rng.choice([np.nan, np.inf, -np.inf, 1e300, -1e300, 1e18, -0.5], wild.sum())
-        seen |= set(operator.execute(actions).tolist())
+        seen |= set(step(operator, actions).tolist())
         exists = np.arange(12) < sim.count[:, None]
         for name, (low, high) in BOUNDS.items():
             values = getattr(sim, name)[exists]

@@ -1,15 +1,16 @@
-"""The sentences that ship, the reader that scores free ones, and the font that writes them."""
+"""The shipped instructions, the rule-based parser of free ones, and the font."""
 import json
 import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import ImageFont
 
 from scripts.build_corpus import HELD_OUT_PAIRS, build
-from simulator.commands import COMMANDS_FILE, load_instructions
+from simulator.commands import COMMANDS_FILE, corrupt_text, load_instructions
 from simulator.particles.goals import parse
 from simulator.particles.parser import instruction_to_goal, normalise, parse_instruction
 
@@ -23,12 +24,11 @@ FONT = Path(__file__).resolve().parent.parent / "data" / "fonts" / "FlexibleWorl
 
 
 def key(text):
-    """The sentence without case, punctuation and spaces."""
+    """Return the instruction without case, punctuation and spaces."""
     return re.sub(r"[\W_]", "", text.casefold())
 
 
-
-# The sentences
+# The corpus
 
 
 def test_the_corpus_is_what_the_templates_make():
@@ -48,7 +48,7 @@ def test_every_kind_has_60_templates_in_each_language_and_a_fifth_of_their_famil
         assert len(split[False]) >= (len(split[True]) + len(split[False])) / 5, kind
 
 
-def test_no_sentence_occurs_twice():
+def test_no_instruction_occurs_twice():
     assert [text for text, count in Counter(key(row["text"]) for row in ROWS).items() if count > 1] == []
     assert [text for text, count in Counter(key(normalise(row["text"])) for row in ROWS).items() if count > 1] == []
 
@@ -76,7 +76,8 @@ def test_training_sees_the_goals_of_the_split_pair_in_the_other_language_only():
     goals = {(split, language): {row["goal"] for row in ROWS if (row["split"], row["language"]) == (split, language)}
              for split in ("train", "cross_lingual") for language in ("en", "ko")}
     for language, other in (("en", "ko"), ("ko", "en")):
-        assert goals["cross_lingual", language] and goals["cross_lingual", language] <= goals["train", other] - goals["train", language]
+        cross_lingual = goals["cross_lingual", language]
+        assert cross_lingual and cross_lingual <= goals["train", other] - goals["train", language]
 
 
 def test_goals_are_written_in_one_way():
@@ -99,7 +100,7 @@ def test_korean_particles_fit_the_words_before_them():
     assert wrong == []
 
 
-def test_sentences_are_in_the_language_they_say():
+def test_instructions_are_in_their_language():
     for row in ROWS:
         assert bool(re.search("[가-힣]", row["text"])) == (row["language"] == "ko"), row["text"]
         assert row["text"] == unicodedata.normalize("NFC", row["text"]).strip()
@@ -138,19 +139,37 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
         load_instructions(path)
 
 
-# The reader
+# The parser
 
 
-def test_the_reader_is_right_or_silent_on_every_sentence():
+@pytest.fixture(scope="module")
+def readings():
+    """Return [(row, goal that the parser reads or None)] of the shipped corpus."""
+    return [(row, instruction_to_goal(row["text"])) for row in ROWS]
+
+
+def test_the_parser_is_right_or_silent_on_every_instruction(readings):
+    assert [row["text"] for row, goal in readings if goal not in (None, row["goal"])] == []
+
+
+def test_the_parser_reads_most_training_instructions_of_every_kind(readings):
     read, total = Counter(), Counter()
-    for row in ROWS:
-        answer = instruction_to_goal(row["text"])
-        assert answer in (None, row["goal"]), row["text"]
+    for row, goal in readings:
         if row["split"] == "train":
             kind = row["template_family"].split(":")[0], row["language"]
-            read[kind] += answer is not None
+            read[kind] += goal is not None
             total[kind] += 1
     assert {kind: read[kind] / total[kind] for kind in total if read[kind] < 0.8 * total[kind]} == {}
+
+
+def test_no_template_family_loses_an_instruction(readings):
+    """The file has the number of unread instructions of each family; it is 0 for all families that it does not name.
+
+    A synonym that the corpus needs cannot be removed from a lexicon without a failure here.
+    """
+    allowed = json.loads((Path(__file__).parent / "data" / "unread_instructions.json").read_text("utf-8"))
+    unread = Counter((row["language"], row["template_family"]) for row, goal in readings if goal is None)
+    assert {family: count for family, count in unread.items() if count > allowed[family[0]].get(family[1], 0)} == {}
 
 
 @pytest.mark.parametrize("text, goal", [
@@ -166,8 +185,67 @@ def test_the_reader_is_right_or_silent_on_every_sentence():
     ("줄을 가로로 서", "align(axis=horizontal)"),
     (unicodedata.normalize("NFD", "입자들을 오른쪽으로"), "push(direction=right)"),
 ])
-def test_free_sentences(text, goal):
+def test_free_instructions(text, goal):
     assert instruction_to_goal(text) == goal
+
+
+@pytest.mark.parametrize("text, goal", [
+    # compass
+    ("move everything north", "push(direction=up)"), ("go west", "push(direction=left)"),
+    ("Head east with all of them", "push(direction=right)"), ("due south, please", "push(direction=down)"),
+    ("head southeast", "move_to(region=bottom_right)"), ("동쪽으로 밀어", "push(direction=right)"),
+    ("남쪽으로 옮겨 줘", "push(direction=down)"), ("북서쪽으로", "move_to(region=top_left)"),
+    # the screen
+    ("shift them to the top edge", "push(direction=up)"), ("bottom edge of the screen", "push(direction=down)"),
+    ("화면 상단으로 옮겨", "push(direction=up)"), ("입자들을 하단으로", "push(direction=down)"),
+    ("왼쪽 상단으로", "move_to(region=top_left)"), ("우측 하단으로 보내", "move_to(region=bottom_right)"),
+    ("센터로", "move_to(region=center)"), ("복판으로 보내", "move_to(region=center)"),
+    ("한복판으로", "move_to(region=center)"), ("무리를 한가운데로 데려와 줄래?", "move_to(region=center)"),
+    ("up and left, all the way into the corner", "move_to(region=top_left)"),
+    # shapes and temperature
+    ("clump them", "cluster()"), ("clump up", "cluster()"), ("shrink the cloud", "cluster()"),
+    ("옹기종기 모여", "cluster()"), ("전부 뿔뿔이 보내 줘", "spread()"), ("무리를 키워", "spread()"),
+    ("get rid of the warmth please", "cool()"), ("remove thermal energy", "cool()"),
+    ("remove the thermal energy", "cool()"), ("열에너지를 제거해 줘", "cool()"),
+    # thanks and order
+    ("move left, thanks", "push(direction=left)"), ("Thanks! Now push them right.", "push(direction=right)"),
+    ("왼쪽으로 옮겨 주시면 감사하겠습니다", "push(direction=left)"),
+    ("Take them to the top left corner; after you get there, heat them.", "move_to(region=top_left) THEN heat()"),
+    ("모두 합쳐서 한꺼번에 아래쪽으로 내려 줘", "push(direction=down)"),
+])
+def test_everyday_words(text, goal):
+    assert instruction_to_goal(text) == goal
+
+
+@pytest.mark.parametrize("text, goal", [
+    ("psuh evrything rihgt", "push(direction=right)"), ("haet up teh particles pleas", "heat()"),
+    ("lien them up verticaly", "align(axis=vertical)"), ("move evrything lfet plz", "push(direction=left)"),
+    ("pusch the prticles donw", "push(direction=down)"),
+    ("put evreything in the midle please", "move_to(region=center)"),
+    ("movve all to the tpo left cornr", "move_to(region=top_left)"),
+    ("Take teh particles to the lwer right cornr", "move_to(region=bottom_right)"),
+    ("spraed the partciles appart", "spread()"), ("coool teh particels dwon plz", "cool()"),
+    ("입자를 왼족으로 밀어조", "push(direction=left)"), ("뜨겁개 만드러줘", "heat()"),
+    ("psuh them left adn heat them at the same tiem", "push(direction=left) AND heat()"),
+])
+def test_typing_errors_are_corrected(text, goal):
+    assert instruction_to_goal(text) == goal
+
+
+@pytest.mark.parametrize("text", [
+    "don't mvoe left", "do not psuh them rihgt", "rather not", "my father is hotheaded", "the lather is on the folder",
+    "hover over the otter", "muddle the riddle", "order an article", "a hitter and a potter", "arise",
+])
+def test_corrections_make_no_goal_of_other_words(text):
+    assert instruction_to_goal(text) is None
+
+
+def test_perturbed_instructions_are_rarely_read_wrongly():
+    rng = np.random.default_rng(0)
+    rows = ROWS[::16]
+    goals = [instruction_to_goal(corrupt_text(row["text"], rng)) for row in rows]
+    assert sum(goal not in (None, row["goal"]) for goal, row in zip(goals, rows, strict=True)) <= 0.01 * len(rows)
+    assert sum(goal == row["goal"] for goal, row in zip(goals, rows, strict=True)) >= 0.8 * len(rows)
 
 
 @pytest.mark.parametrize("text", [
@@ -186,10 +264,16 @@ def test_free_sentences(text, goal):
     "입자들이 왼쪽으로 갔어",
     # some of the particles
     "move particle 1 to the left", "only the red dots left", "공만 위로", "뜨거운 공들을 왼쪽으로",
-    # other things
+    # thanks, reports and other rooms
+    "Thanks, you did a great job with pushing them left earlier!", "I left my keys on the right side of the table.",
+    "I left my keys on the right.", "I left the house, go right", "thank you for moving them left",
+    "아까 오른쪽으로 잘 옮겨줘서 고마워!", "왼쪽으로 옮겨 주셔서 감사합니다",
+    "어제 먹은 왼쪽 가게 냉면이 참 시원했어",
+    "move left and right", "make it nice", "order a pizza and play some jazz",
+    # other actions
     "that's right", "turn left", "speed up", "속도를 올려", "크기를 키워", "make a circle",
 ])
-def test_unclear_sentences_get_no_goal(text):
+def test_unclear_instructions_get_no_goal(text):
     assert instruction_to_goal(text) is None
 
 
@@ -295,7 +379,8 @@ def test_what_is_no_goal_of_ours_is_unknown(text):
 
 
 @pytest.mark.parametrize("text", [
-    "move left and up", "move up, left", "왼쪽 위쪽 아래쪽으로", "heat and cool at the same time",
+    "move left and up", "move left and right", "move up, left", "왼쪽 위쪽 아래쪽으로",
+    "heat and cool at the same time",
     "move left and right at the same time", "모으면서 흩어 줘", "식히면서 데워 줘", "move left and heat up",
     "왼쪽으로 밀고 데워 줘", "모으고 식혀 줘", "gather and cool", "왼쪽 또는 오른쪽으로",
     "send the red ball to the left or right edge", "then move left and gather and heat",
@@ -313,7 +398,7 @@ def test_several_or_contradictory_goals_are_ambiguous(text):
 
 
 def glyph(font, character):
-    """The character's picture, as bytes."""
+    """Return the size and the bytes of the character's image."""
     mask = font.getmask(character)
     return mask.size, bytes(mask)
 
@@ -322,9 +407,9 @@ def test_the_font_has_hangul_and_latin():
     font = ImageFont.truetype(str(FONT), 16)
     missing = glyph(font, "\ue000")     # private use: no font of ours has it
     needed = sorted(set("".join(row["text"] for row in ROWS)) - {" "})
-    pictures = {character: glyph(font, character) for character in needed + list("뷁쀍힣ㅋ·→—")}
-    assert [character for character, picture in pictures.items() if picture == missing] == []
-    assert len({pictures[syllable] for syllable in needed if "가" <= syllable <= "힣"}) > 100
+    images = {character: glyph(font, character) for character in needed + list("뷁쀍힣ㅋ·→—")}
+    assert [character for character, image in images.items() if image == missing] == []
+    assert len({images[syllable] for syllable in needed if "가" <= syllable <= "힣"}) > 100
 
 
 def test_the_font_is_small_and_carries_its_licence():

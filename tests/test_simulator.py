@@ -1,4 +1,4 @@
-"""The compiled simulator against a plain one, physics worked by hand, conserved quantities, the picture."""
+"""The compiled simulator against a plain one, physics worked by hand, conserved quantities, images."""
 import numpy as np
 import pytest
 from reference_simulator import ReferenceWorld
@@ -14,7 +14,7 @@ STILL = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation"
 
 
 def fill(sim, seed, n=8):
-    """n random particles in each world, with everything on: moving, charged, warm, of all sizes."""
+    """Write n random particles into each environment: moving, charged, warm, of all sizes."""
     rng, b = np.random.default_rng(seed), sim.batch_size
     sim.clear(slice(None), rng.integers(2**63, size=b))
     sim.count[:] = n
@@ -25,8 +25,8 @@ def fill(sim, seed, n=8):
         getattr(sim, name)[:, :n] = rng.uniform(low, high, (b, n))
 
 
-def one_world(physics=None, position=(), max_particles=8, **state):
-    """One world of particles of radius 2 and mass 1, at rest, neutral and cold where `state` says nothing."""
+def one_env(physics=None, position=(), max_particles=8, **state):
+    """Return a simulator of one environment. Default: radius 2, mass 1, at rest, neutral and cold."""
     sim = ParticleSimulator(1, max_particles, physics=physics)
     n = len(position)
     sim.count[0], sim.position[0, :n] = n, np.reshape(position, (n, 2))
@@ -37,7 +37,7 @@ def one_world(physics=None, position=(), max_particles=8, **state):
 
 
 def energy(sim):
-    """Kinetic energy + heat of each world [B]."""
+    """Return kinetic energy + heat of each environment [B]."""
     kinetic = 0.5 * sim.mass * (sim.velocity**2).sum(-1)
     return (kinetic + HEAT_CAPACITY * sim.mass * sim.temperature).sum(1)
 
@@ -96,10 +96,10 @@ def test_a_trajectory_is_its_seeds_alone(monkeypatch):
         runs.append((batch.position.copy(), batch.temperature.copy(), batch.render()))
     for _ in range(30):
         run_local.step()
-    for position, temperature, pictures in runs:
+    for position, temperature, images in runs:
         np.testing.assert_array_equal(position, runs[0][0])
         np.testing.assert_array_equal(temperature, runs[0][1])
-        np.testing.assert_array_equal(pictures, runs[0][2])
+        np.testing.assert_array_equal(images, runs[0][2])
         np.testing.assert_array_equal(position[37], run_local.position[0])
     run_local.clear(np.array([0]), 1)
     assert run_local.count[0] == run_local.time[0] == 0 and run_local.seed[0] == 1 and not run_local.position.any()
@@ -140,22 +140,22 @@ def test_a_head_on_collision_by_hand():
     # closing at 2 px/step, 0.5 px apart: they meet in the second substep. Equal masses, restitution e = 0.8:
     # they part at e * 2 = 1.6, each at 0.8. Kinetic energy 2 * 1/2 * 1 = 1 -> 2 * 1/2 * 0.64 = 0.64; each
     # takes half of the lost 0.36 as heat: 0.18 / (5 * 1) = 0.036 of temperature
-    sim = one_world(STILL, [[30, 32], [34.5, 32]], velocity=[[1, 0], [-1, 0]])
+    sim = one_env(STILL, [[30, 32], [34.5, 32]], velocity=[[1, 0], [-1, 0]])
     sim.step()
     np.testing.assert_allclose(sim.velocity[0, :2], [[-0.8, 0], [0.8, 0]], atol=1e-12)
     np.testing.assert_allclose(sim.temperature[0, :2], 0.18 / HEAT_CAPACITY, atol=1e-12)
     assert energy(sim)[0] == pytest.approx(1.0)
     # one of mass 3 strikes one of mass 1 at rest, at 1: impulse 1.8 * 3/4 = 1.35 -> 1 - 0.45 = 0.55 and 1.35
-    sim = one_world(STILL, [[30, 32], [33.5, 32]], velocity=[[1, 0], [0, 0]], mass=[3, 1])
+    sim = one_env(STILL, [[30, 32], [33.5, 32]], velocity=[[1, 0], [0, 0]], mass=[3, 1])
     sim.step()
     np.testing.assert_allclose(sim.velocity[0, :2], [[0.55, 0], [1.35, 0]], atol=1e-12)
 
 
 def test_overlap_is_pushed_apart_by_mass():
-    sim = one_world(STILL, [[30, 32], [32, 32]], mass=[3, 1])      # 2 px deep
+    sim = one_env(STILL, [[30, 32], [32, 32]], mass=[3, 1])      # 2 px deep
     sim.step()
     np.testing.assert_allclose(sim.position[0, :2], [[29.5, 32], [33.5, 32]], atol=1e-12)
-    sim = one_world(STILL, [[30, 32], [30, 32]])                   # in one place
+    sim = one_env(STILL, [[30, 32], [30, 32]])                   # in one place
     sim.step()
     np.testing.assert_allclose(sim.position[0, :2], [[32, 32], [28, 32]], atol=1e-6)
 
@@ -163,38 +163,38 @@ def test_overlap_is_pushed_apart_by_mass():
 def test_forces_by_hand():
     # d = 10: 5 * 1 * -1 / 100 * (1 - 10/15) = -1/60, so they attract; one substep of 1/3
     physics = STILL | {"em_force_strength": 5, "substeps": 1}
-    sim = one_world(physics, [[30, 32], [40, 32]], charge=[1, -1])
+    sim = one_env(physics, [[30, 32], [40, 32]], charge=[1, -1])
     sim.step()
     np.testing.assert_allclose(sim.velocity[0, :2, 0], [1 / 60, -1 / 60], atol=1e-12)
-    sim = one_world(physics, [[30, 32], [40, 32]], charge=[1, 1], mass=[1, 2])
+    sim = one_env(physics, [[30, 32], [40, 32]], charge=[1, 1], mass=[1, 2])
     sim.step()
     np.testing.assert_allclose(sim.velocity[0, :2, 0], [-1 / 60, 1 / 120], atol=1e-12)
-    sim = one_world(physics, [[30, 32], [45.1, 32]], charge=[5, 5])
+    sim = one_env(physics, [[30, 32], [45.1, 32]], charge=[5, 5])
     sim.step()
     assert not sim.velocity.any()                                  # out of reach
-    sim = one_world(STILL | {"gravity_y": 0.5}, [[30, 32]])
+    sim = one_env(STILL | {"gravity_y": 0.5}, [[30, 32]])
     sim.step()     # after substeps of 1/3: v = 1/6, 2/6, 3/6; y += (1 + 2 + 3)/6 * 1/3
     np.testing.assert_allclose([sim.velocity[0, 0, 1], sim.position[0, 0, 1]], [0.5, 32 + 1 / 3], atol=1e-12)
 
 
 def test_heat_by_hand():
-    sim = one_world(STILL | {"heat_dissipation": 0.02}, [[30, 32]], temperature=3)
+    sim = one_env(STILL | {"heat_dissipation": 0.02}, [[30, 32]], temperature=3)
     sim.step()
     assert sim.temperature[0, 0] == pytest.approx(3 * np.exp(-0.02))
     # radiation at d = 5: 0.01 * (1 - 5/10) * (4 - 0) * reduced mass 0.5 = 0.01
     radiating = STILL | {"thermal_radiation_rate": 0.01, "substeps": 1}
-    sim = one_world(radiating, [[30, 32], [35, 32]], temperature=[0, 4])
+    sim = one_env(radiating, [[30, 32], [35, 32]], temperature=[0, 4])
     sim.step()
     np.testing.assert_allclose(sim.temperature[0, :2], [0.01, 3.99], atol=1e-12)
     # conduction: at most half of the way to the common temperature 3 * 4 / (1 + 3) = 3, with any conductivity
     conducting = STILL | {"thermal_conduction": 100, "substeps": 1}
-    sim = one_world(conducting, [[30, 32], [33, 32]], temperature=[0, 4], mass=[1, 3], conductivity=1)
+    sim = one_env(conducting, [[30, 32], [33, 32]], temperature=[0, 4], mass=[1, 3], conductivity=1)
     sim.step()
     np.testing.assert_allclose(sim.temperature[0, :2], [1.5, 3.5], atol=1e-12)
 
 
 def test_walls_reflect():
-    sim = one_world(STILL, [[3, 32], [62, 32], [32, 2], [32, 62]],
+    sim = one_env(STILL, [[3, 32], [62, 32], [32, 2], [32, 62]],
                     velocity=[[-3, 1], [1, 0], [0, -1], [0, 1]])
     sim.step()     # the first: x = 3, at the wall at 2, reflected there, 2 + 3 * 0.8 / 3
     np.testing.assert_allclose(sim.velocity[0, :4], [[2.4, 1], [-0.8, 0], [0, 0.8], [0, -0.8]], atol=1e-12)
@@ -218,17 +218,17 @@ def test_settings_are_checked():
     assert ParticleSimulator(physics={"dt": 0.5}).physics == PHYSICS | {"dt": 0.5}
 
 
-def test_each_property_shows_in_the_picture():
-    def picture(position=((20.5, 30.5),), **state):
-        return one_world(None, position, **({"radius": 3, "temperature": 1, "charge": 1} | state)).render()[0]
+def test_each_property_shows_in_the_image():
+    def render(position=((20.5, 30.5),), **state):
+        return one_env(None, position, **({"radius": 3, "temperature": 1, "charge": 1} | state)).render()[0]
 
-    image = picture()
+    image = render()
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8
     assert tuple(image[0, 0]) == BACKGROUND and tuple(image[30, 18]) == PALETTE[0][2]      # row y, column x
     assert tuple(image[30, 20]) == (255, 255, 255)
-    others = [picture(((21.5, 30.5),)), picture(radius=2), picture(charge=-1), picture(charge=0),
-              picture(charge=3), picture(temperature=0), picture(temperature=4), picture(velocity=[[2, 0]]),
-              picture(((20.5, 30.5),) * 2)]     # the last: particle 1 covers particle 0
+    others = [render(((21.5, 30.5),)), render(radius=2), render(charge=-1), render(charge=0),
+              render(charge=3), render(temperature=0), render(temperature=4), render(velocity=[[2, 0]]),
+              render(((20.5, 30.5),) * 2)]     # the last: particle 1 covers particle 0
     for i, other in enumerate(others):
         assert (other != image).any()
         assert all((other != one).any() for one in others[:i])
@@ -238,11 +238,11 @@ def test_each_property_shows_in_the_picture():
 
 def test_a_small_body_shows_its_colour_and_its_charge_everywhere():
     for x in np.arange(30, 31, 0.1):
-        image = one_world(None, [[x, 30.3]], radius=1, charge=-1).render()[0].reshape(-1, 3)
+        image = one_env(None, [[x, 30.3]], radius=1, charge=-1).render()[0].reshape(-1, 3)
         assert (image == 0).all(1).sum() == 1 and (image == PALETTE[0][2]).all(1).sum() >= 1
 
 
-def test_a_larger_picture_is_the_same_anti_aliased():
+def test_a_larger_image_is_the_same_anti_aliased():
     sim = ParticleSimulator(3)
     fill(sim, 1)
     small, large = sim.render(), sim.render(scale=4)
@@ -252,5 +252,5 @@ def test_a_larger_picture_is_the_same_anti_aliased():
     box = large.reshape(3, 64, 4, 64, 4, 3).mean((2, 4))
     assert np.abs(box - small).mean() < 8 and np.abs(box.mean((1, 2)) - small.mean((1, 2))).max() < 3
     out = np.zeros((2, 64, 64, 3), np.uint8)
-    assert sim.render(worlds=[2, 0], out=out) is out
+    assert sim.render(envs=[2, 0], out=out) is out
     np.testing.assert_array_equal(out, small[[2, 0]])

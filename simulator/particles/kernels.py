@@ -1,14 +1,15 @@
-"""The compiled inner loops of the particle world, for many worlds at once.
+"""The compiled inner loops of the particle simulation, for many environments at once.
 
-Legend: B worlds, N particles (capacity), n particles of one world, H W image. `state` is the tuple of arrays
-that ParticleSimulator.STATE names, `p` the settings as a named tuple, `size` the world's (width, height).
+Legend: B environments, N particles (capacity), n particles of one environment, H W image. `state` is the tuple of
+arrays that ParticleSimulator.STATE names, `p` the settings as a named tuple, `size` the (width, height) in px.
 
-A trajectory is a function of a world's seed and the actions alone: each world is advanced by one thread from
-its own state, and its noise is a hash of (seed, time, particle, axis), so neither batch nor threads matter.
+A trajectory is a function of an environment's seed and the actions alone. One thread advances an environment from its
+own state, and its noise is a hash of (seed, time, particle, axis). So neither batch size nor threads matter.
 """
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
 from itertools import pairwise
 
 import numba
@@ -19,15 +20,49 @@ MAX_TEMPERATURE, MAX_CHARGE = 10.0, 5.0         # temperature from 0, charge of 
 MIN_RADIUS, MAX_RADIUS = 1.0, 5.0               # px
 MIN_MASS, MAX_MASS = 0.1, 10.0
 HEAT_CAPACITY = 5.0     # heat = HEAT_CAPACITY * mass * temperature, in the unit of kinetic energy
-HALOS = 64              # shades of halos, up to a temperature of 5
-# rows of the colour table: the background, ever brighter halos, bodies, positive and negative cores
+HALOS = 64              # shades of halos, for temperatures up to 5
+# rows of the colour table: background, halos from dark to bright, bodies, positive and negative cores
 BACKGROUND, BODY, POSITIVE, NEGATIVE = 0, HALOS, HALOS + 8, HALOS + 9
-CELL_LIST_ABOVE = 96         # with more particles than this, neighbours are found through a cell list
-THREADS = numba.config.NUMBA_NUM_THREADS    # cores, or what the environment variable of this name says
-ENVS_PER_THREAD = 128     # at least: with fewer, waking a thread costs more than it saves
-# in the order of simulator.particles.actions
-NOOP, ADD_PARTICLE, SET_PROPERTY, APPLY_HEAT, APPLY_FORCE, APPLY_ATTRACTION, APPLY_REPULSION, STEP = range(8)
-OK, CLIPPED, NOT_FINITE, NO_TARGET, WORLD_FULL = range(5)
+CELL_LIST_ABOVE = 96         # with more particles than this, a cell list finds the neighbours
+THREADS = numba.config.NUMBA_NUM_THREADS    # cores, or the value of the environment variable of this name
+ENVS_PER_THREAD = 128     # at least: with fewer, starting a thread costs more than it saves
+
+
+class ActionType(IntEnum):
+    NOOP = 0
+    ADD_PARTICLE = 1
+    SET_PROPERTY = 2
+    APPLY_HEAT = 3
+    APPLY_FORCE = 4
+    APPLY_ATTRACTION = 5
+    APPLY_REPULSION = 6
+    STEP = 7
+
+
+class PropertyType(IntEnum):
+    POSITION_X = 0
+    POSITION_Y = 1
+    VELOCITY_X = 2
+    VELOCITY_Y = 3
+    CHARGE = 4
+    MASS = 5
+    RADIUS = 6
+    TEMPERATURE = 7
+
+
+class ActionStatus(IntEnum):
+    """The result of an action. With NO_TARGET, WORLD_FULL and NOT_FINITE the simulation only steps."""
+    OK = 0
+    CLIPPED = 1
+    NOT_FINITE = 2
+    NO_TARGET = 3
+    WORLD_FULL = 4
+
+
+# plain integers for the compiled code
+NOOP, ADD_PARTICLE, SET_PROPERTY, APPLY_HEAT = map(int, list(ActionType)[:4])
+APPLY_FORCE, APPLY_ATTRACTION, APPLY_REPULSION, STEP = map(int, list(ActionType)[4:])
+OK, CLIPPED, NOT_FINITE, NO_TARGET, WORLD_FULL = map(int, ActionStatus)
 
 _jit = numba.njit(cache=True, nogil=True)
 _inline = numba.njit(inline="always")
@@ -38,7 +73,7 @@ _11, _27, _30, _31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 @_inline
 def _uniform(seed, time, particle, axis):
-    """A number in [-1, 1) given by its arguments alone (splitmix64's finaliser; Steele et al. 2014)."""
+    """Return a number in [-1, 1), a hash of the arguments (finaliser of splitmix64; Steele et al. 2014)."""
     z = seed + np.uint64(time) * _GOLDEN + np.uint64(2 * particle + axis) * _OTHER
     z = (z ^ (z >> _30)) * _MIX1
     z = (z ^ (z >> _27)) * _MIX2
@@ -52,14 +87,14 @@ def _clip(x, low, high):
 
 @_inline
 def _speed_limit(vx, vy):
-    """The factor that brings a velocity within MAX_SPEED."""
+    """Return the factor that brings a velocity within MAX_SPEED."""
     speed2 = vx * vx + vy * vy
     return MAX_SPEED / math.sqrt(speed2) if speed2 > MAX_SPEED * MAX_SPEED else 1.0
 
 
 @_jit
 def _sort_into_cells(b, n, position, order, first, cell, columns, rows, size):
-    """A counting sort: cell c holds the particles order[first[c]:first[c + 1]], in their own order."""
+    """Sort particles into cells by counting: cell c holds order[first[c]:first[c + 1]], by increasing index."""
     for i in range(n):
         column = min(columns - 1, int(position[b, i, 0] / size[0] * columns))
         row = min(rows - 1, int(position[b, i, 1] / size[1] * rows))
@@ -75,10 +110,13 @@ def _sort_into_cells(b, n, position, order, first, cell, columns, rows, size):
 @_inline
 def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy, heat_gain, contacts, p, size,
               large):
-    """Adds up forces and radiation between all pairs i < j, found through a cell list where there are many.
-    Notes those that touch as i * n + j in `contacts`, in lexicographic order, and returns their number."""
+    """Add up the forces and the radiation between all pairs i < j; return the number of contacts.
+
+    With many particles a cell list finds the pairs. Touching pairs are written to `contacts` as i * n + j, in
+    lexicographic order.
+    """
     found, cells, columns, rows = 0, False, 1, 1
-    order = cell = first = contacts      # for the type alone, where there are few
+    order = cell = first = contacts      # only for the type, if there is no cell list
     if large is not None and n > CELL_LIST_ABOVE:
         cells, columns, rows = True, max(1, int(size[0] / p.reach)), max(1, int(size[1] / p.reach))
         order, cell = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -100,7 +138,7 @@ def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy,
                 if d2 >= p.reach * p.reach or j <= i:
                     continue
                 d, touching = math.sqrt(d2), radius[b, i] + radius[b, j]
-                if d < 1e-9:      # two in one place: any direction will do, but always the same
+                if d < 1e-9:      # two in one place: any direction, but always the same
                     dx, dy, d = 1e-9, 0.0, 1e-9
                 if d < p.em_force_radius:
                     near = max(d, touching)
@@ -126,7 +164,7 @@ def _interact(b, n, position, radius, charge, temperature, inverse_mass, fx, fy,
 @_inline
 def _collide(found, contacts, b, n, position, velocity, radius, temperature, conductivity, inverse_mass, sx,
              sy, p):
-    """Impulses, one contact after the other so that energy never grows; lost kinetic energy becomes heat."""
+    """Resolve the contacts one after the other, so that energy never grows; lost kinetic energy becomes heat."""
     for c in range(found):
         i, j = contacts[c] // n, contacts[c] % n
         nx, ny = position[b, i, 0] - position[b, j, 0], position[b, i, 1] - position[b, j, 1]
@@ -134,7 +172,7 @@ def _collide(found, contacts, b, n, position, velocity, radius, temperature, con
         if d < 1e-9:
             nx, ny, d = 1e-9, 0.0, 1e-9
         nx, ny = nx / d, ny / d
-        # each one's share of an exchange: of impulse as velocity, of heat as temperature, of overlap as way
+        # each particle's fraction of the change: in velocity, temperature and position
         to_i = inverse_mass[i] / (inverse_mass[i] + inverse_mass[j])
         to_j = 1.0 - to_i
         closing = (velocity[b, i, 0] - velocity[b, j, 0]) * nx + (velocity[b, i, 1] - velocity[b, j, 1]) * ny
@@ -147,7 +185,7 @@ def _collide(found, contacts, b, n, position, velocity, radius, temperature, con
             half = 0.25 * closing * closing * (1.0 - p.restitution * p.restitution) / HEAT_CAPACITY
             temperature[b, i] += half * to_i
             temperature[b, j] += half * to_j
-        # half of the way to a common temperature at most
+        # at most half of the way to the common temperature
         rate = min(0.5, 0.5 * (conductivity[b, i] + conductivity[b, j]) * p.thermal_conduction * p.h)
         flow = rate * (temperature[b, j] - temperature[b, i])
         temperature[b, i] += flow * to_i
@@ -160,17 +198,20 @@ def _collide(found, contacts, b, n, position, velocity, radius, temperature, con
 
 
 @_jit
-def step_range(begin, end, worlds, state, field, p, size, large):
-    """Advances worlds[begin:end] by one step. `field` [B,4]. `large` is True where a world may have more than
-    CELLS_FROM particles, else None: numba then leaves the cell list out and compiles faster."""
+def step_range(begin, end, envs, state, field, p, size, large):
+    """Advance envs[begin:end] by one step. `field` is [B,4].
+
+    `large` is True if an environment may have more than CELL_LIST_ABOVE particles, else None: numba then leaves the
+    cell list out and compiles faster.
+    """
     position, velocity, radius, mass, charge, temperature, conductivity, count, seed, time = state
     capacity = radius.shape[1]
     work = np.empty((6, capacity))
     inverse_mass, fx, fy, heat_gain, sx, sy = work[0], work[1], work[2], work[3], work[4], work[5]
-    # more than enough but where hundreds lie in one place; contacts beyond are left for the next substep
+    # enough unless hundreds lie in one place; further contacts wait for the next substep
     contacts = np.empty(min(capacity * (capacity - 1) // 2, 64 * capacity), np.int64)
     for k in range(begin, end):
-        b = worlds[k]
+        b = envs[k]
         n, strength, reach = count[b], field[b, 2], field[b, 3]
         for i in range(n):
             inverse_mass[i] = 1.0 / mass[b, i]
@@ -211,10 +252,12 @@ def step_range(begin, end, worlds, state, field, p, size, large):
 
 
 @_jit
-def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
-    """Draws worlds[begin:end] into `images` uint8 [B,H*W*3]; see ParticleSimulator.render. `words` uint64
-    [B,H*W*3-7] is the same memory, the eight bytes from each byte on. A row of `paints` uint64 [K,3] is a
-    colour, as RGBRGBRG, GBRGBRGB and BRGBRGBR."""
+def draw_range(begin, end, envs, images, words, scale, size, state, paints):
+    """Draw envs[begin:end] into `images` uint8 [B,H*W*3]; see ParticleSimulator.render.
+
+    `words` uint64 [B,H*W*3-7] is a view of the same memory: eight bytes from each byte on. A row of `paints`
+    uint64 [K,3] is a colour, as RGBRGBRG, GBRGBRGB and BRGBRGBR.
+    """
     position, velocity, radius, _, charge, temperature, _, count, _, _ = state
     height, width = int(size[1]) * scale, int(size[0]) * scale
     blank = np.empty(images.shape[1], np.uint8)
@@ -223,12 +266,11 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
     one, two, three, eight, sixteen = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(8), np.uint64(16)
     r, paint = 0.0, 0
     for k in range(begin, end):
-        b, image, word = worlds[k], images[k], words[k]
+        b, image, word = envs[k], images[k], words[k]
         n = count[b]
-        for at in range(len(blank)):    # compiles to a copy, twenty times as fast as writing three colours
+        for at in range(len(blank)):    # compiles to a copy, which is faster than writing three colours
             image[at] = blank[at]
-        # where it comes from: a tail of three dots behind its rim, longer if it is faster, so that one still
-        # picture shows motion
+        # a tail of three dots behind the particle, longer if it is faster: a single image then shows motion
         for i in range(n):
             vx, vy = velocity[b, i, 0], velocity[b, i, 1]
             speed = math.sqrt(vx * vx + vy * vy)
@@ -246,7 +288,7 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
                                 image[at] = image[at + one] = 230 - 50 * dot
                                 image[at + two] = 235 - 50 * dot
                                 at += three
-        for disc in range(3 * n):       # every halo, then body and core of one particle after the other
+        for disc in range(3 * n):       # all halos first, then body and core of each particle
             i = disc if disc < n else (disc - n) // 2
             if disc < n:
                 r, paint = radius[b, i] + 1.6, int(min(HALOS - 1.0, temperature[b, i] * (HALOS / 5.0)))
@@ -262,14 +304,14 @@ def draw_range(begin, end, worlds, images, words, scale, size, state, paints):
             rgb, gbr, brg = paints[paint, 0], paints[paint, 1], paints[paint, 2]
             # the pixels whose centre lies within r, row by row
             x, y, r = position[b, i, 0] * scale - 0.5, position[b, i, 1] * scale - 0.5, r * scale
-            if r < 1.0:     # one pixel exactly, not none and not the whole of a small body
+            if r < 1.0:     # exactly one pixel: not none, and not all of a small body
                 x, y = math.floor(x + 0.5), math.floor(y + 0.5)
             for row in range(max(0, math.ceil(y - r)), min(height, math.floor(y + r) + 1)):
                 half = math.sqrt(max(0.0, r * r - (row - y) * (row - y)))
                 left, right = max(0, math.ceil(x - half)), min(width, math.floor(x + half) + 1)
-                # Overlapping writes of eight bytes, in few cases: the length of a loop over pixels changes
-                # from row to row, is mispredicted at every one, and takes twice as long. Unsigned, because
-                # numba then leaves out its test for Python's negative indices.
+                # Overlapping writes of eight bytes. A loop over pixels takes twice as long: its length changes
+                # from row to row and is mispredicted. Unsigned indices, because numba then leaves out the test
+                # for negative ones.
                 at, stop = np.uint64(3 * (row * width + left)), np.uint64(3 * (row * width + right))
                 if right - left > 8:
                     while at + sixteen + eight < stop:
@@ -293,36 +335,40 @@ def _start_pool():
 
 _start_pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_pool)     # threads do not come along
+    os.register_at_fork(after_in_child=_start_pool)     # a child process has no threads
 
 
-def _run(kernel, worlds, *arguments):
-    """Shares the worlds out between this thread and the pool's; kernels run without Python's lock. Two
-    threads are 1.7 times as fast as one; numba's prange (workqueue) made it 1.0, and compiled all twice."""
-    parts = max(1, min(THREADS, len(worlds) // ENVS_PER_THREAD))
-    bounds = [len(worlds) * part // parts for part in range(parts + 1)]
-    others = [_pool.submit(kernel, *pair, worlds, *arguments) for pair in pairwise(bounds[1:])]
-    kernel(0, bounds[1], worlds, *arguments)
+def _run(kernel, envs, *arguments):
+    """Run a kernel on all environments, in this thread and those of the pool; kernels release the GIL.
+
+    Two threads are 1.7 times as fast as one. numba's prange (workqueue) is not faster than one, and compiles twice.
+    """
+    parts = max(1, min(THREADS, len(envs) // ENVS_PER_THREAD))
+    bounds = [len(envs) * part // parts for part in range(parts + 1)]
+    others = [_pool.submit(kernel, *pair, envs, *arguments) for pair in pairwise(bounds[1:])]
+    kernel(0, bounds[1], envs, *arguments)
     for other in others:
         other.result()
 
 
-def step(worlds, *arguments):
-    """Advances the named worlds by one step each."""
-    _run(step_range, worlds, *arguments)
+def step(envs, *arguments):
+    """Advance the selected environments by one step."""
+    _run(step_range, envs, *arguments)
 
 
-def draw(worlds, images, *arguments):
-    """Draws the named worlds into `images` uint8 [B,H,W,3], C-contiguous."""
+def draw(envs, images, *arguments):
+    """Draw the selected environments into `images` uint8 [B,H,W,3], C-contiguous."""
     flat = images.reshape(len(images), -1)
     words = np.ndarray((len(images), flat.shape[1] - 7), np.uint64, images, strides=(flat.shape[1], 1))
-    _run(draw_range, worlds, flat, words, *arguments)
+    _run(draw_range, envs, flat, words, *arguments)
 
 
 @_jit
 def act(actions, state, size, status, field, extra_step):
-    """The immediate part of actions [B,7] that are within bounds (see actions.py): changes the state,
-    writes NO_TARGET and WORLD_FULL to `status` [B], a repulsion to `field` [B,4], STEP to `extra` [B]."""
+    """Apply the immediate part of actions [B,7], which are within bounds (see actions.py), to the state.
+
+    Writes NO_TARGET and WORLD_FULL to `status` [B], a repulsion to `field` [B,4], and STEP to `extra_step` [B].
+    """
     position, velocity, radius, mass, charge, temperature, conductivity, count, _, _ = state
     for b in range(len(actions)):
         kind, i, what = int(actions[b, 0]), int(actions[b, 1]), int(actions[b, 6])
@@ -338,7 +384,7 @@ def act(actions, state, size, status, field, extra_step):
             temperature[b, i], conductivity[b, i] = 0.0, 0.1
             count[b] += 1
         elif kind == SET_PROPERTY:
-            if i < 0:      # whichever covers (x, y), with two pixels' grace
+            if i < 0:      # the nearest that covers (x, y), with a margin of 2 px
                 nearest = math.inf
                 for j in range(n):
                     dx, dy, r = position[b, j, 0] - x, position[b, j, 1] - y, radius[b, j] + 2.0
@@ -378,7 +424,7 @@ def act(actions, state, size, status, field, extra_step):
                     vx, vy = velocity[b, j, 0] + push * dx, velocity[b, j, 1] + push * dy
                     slow = _speed_limit(vx, vy)
                     velocity[b, j, 0], velocity[b, j, 1] = vx * slow, vy * slow
-        if kind in (ADD_PARTICLE, SET_PROPERTY):      # a new place or radius must leave it inside the walls
+        if kind in (ADD_PARTICLE, SET_PROPERTY):      # the new position or radius must keep it inside the walls
             r = radius[b, i]
             for axis in range(2):
                 position[b, i, axis] = _clip(position[b, i, axis], r, size[axis] - r)
