@@ -14,7 +14,6 @@ from simulator.particles.actions import ActionType, PropertyType
 from simulator.particles.goal_kind import PUSH, kind_of
 from simulator.particles.grammar import Goal
 
-STRENGTH = 3.0          # largest strength of a push or pull
 FORCE_RADIUS = 64.0     # radius of a push, a pull or a heating, px
 SET_SPEED = 4.0         # largest velocity set for a single particle, px/step
 
@@ -82,8 +81,9 @@ def act_for_goal(goal: Goal, task: Any, envs: np.ndarray, actions: np.ndarray) -
 
 
 def least_squares_strength(target_velocity: np.ndarray, position: np.ndarray, velocity: np.ndarray, mass: np.ndarray,
-                           point: np.ndarray, sign: int, low: float = 0.0) -> np.ndarray:
-    """Return the strength [b], from `low` to STRENGTH, that brings `velocity` [b,N,2] nearest to `target_velocity`.
+                           point: np.ndarray, sign: int,
+                           max_strength: float = 3.0) -> np.ndarray:
+    """Return the strength [b], from 0 to `max_strength`, that brings `velocity` [b,N,2] nearest to `target_velocity`.
 
     It is that of a push (sign 1) or pull (sign -1) at `point` [b,2]; `mass` is [b,N]. NaN in `target_velocity`
     excludes a particle.
@@ -94,7 +94,7 @@ def least_squares_strength(target_velocity: np.ndarray, position: np.ndarray, ve
     effect = sign * away / np.maximum(distance, 1e-9) * falloff / mass[..., None]
     effect = np.where(np.isnan(target_velocity), 0, effect)
     along = (effect * np.nan_to_num(target_velocity - velocity)).sum((-1, -2))
-    return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), low, STRENGTH)
+    return np.clip(along / ((effect**2).sum((-1, -2)) + 1e-9), 0, max_strength)
 
 
 def _set_velocity(goal: Goal, task: Any, envs: np.ndarray, actions: np.ndarray) -> None:
@@ -120,7 +120,7 @@ def _apply_force(goal: Goal, task: Any, envs: np.ndarray, actions: np.ndarray) -
     target_velocity = target_velocity * np.minimum(1, kind.max_speed / np.maximum(speed, 1e-9))
     velocity, mass = sim.velocity[envs, :n], sim.mass[envs, :n]
     strength = least_squares_strength(target_velocity, position, velocity, mass, point, sign,
-                                      low=-STRENGTH if kind.bidirectional else 0.0)
+                                      kind.max_strength)
     action_type = ActionType.APPLY_FORCE if sign == PUSH else ActionType.APPLY_ATTRACTION
     _apply(actions, envs, action_type, point, strength)
 

@@ -46,7 +46,7 @@ class GoalKind:
     max_speed = 1.5 * SPEED                 # bound of `target_velocity`, px/step
     heat_strength: float | None = None      # the expert heats the group with this strength
     moves_one_particle = False              # the expert sets the velocity of particle `goal.ids[0]`
-    bidirectional = False                   # the expert may also use a negative strength
+    max_strength = 3.0                      # of the expert's push or pull
 
     def variant(self, goal: "Goal") -> "GoalKind":
         """Return the kind that implements this goal: self, unless a name has two forms."""

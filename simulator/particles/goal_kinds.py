@@ -214,7 +214,7 @@ class Vibrate(GoalKind):
     """
     reward_scale = 0.01
     max_speed = 3 * SPEED
-    bidirectional = True
+    max_strength = 5.0          # one kick at the centre suffices, before the group has spread
 
     def progress(self, goal, now, start, size):
         return now.speed
@@ -231,7 +231,7 @@ class Vibrate(GoalKind):
         return self.clip_reward(np.minimum(self.progress(goal, now, start, size), self.target(goal, start, size)))
 
     def target_velocity(self, goal, position, current, initial, size):
-        outwards = np.where(current.spread < 1.1 * initial.spread, -1.0, 1.0)
+        outwards = np.where(current.spread < 1.3 * initial.spread, -1.0, 1.0)
         return outwards[:, None, None] * ((current.centroid[:, None] - position) / 2)
 
     def action_point(self, goal, current, initial, size):

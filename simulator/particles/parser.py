@@ -86,7 +86,7 @@ OPTIONAL_PARTS = {
 COMPATIBLE_KINDS = [
     *({temperature, kind} for temperature in ("heat", "cool")
       for kind in ("push", "cluster", "spread", "vibrate", "move_to", "align", "move_toward")),
-    *({shape, motion} for shape in ("cluster", "spread") for motion in ("push", "move_to")),
+    *({"cluster", motion} for motion in ("push", "move_to")),
 ]
 TOGETHER = COMPATIBLE_KINDS      # the former name
 
