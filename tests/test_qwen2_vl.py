@@ -686,7 +686,7 @@ def test_a_name_that_the_hub_does_not_know(offline, monkeypatch, capsys, tmp_pat
         raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://hub")))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unknown)
-    assert "knows no such model" in refused(capsys, "nobody/model", tmp_path)
+    assert "no such model on the hub" in refused(capsys, "nobody/model", tmp_path)
     assert "no such folder" in refused(capsys, "/nowhere/at/all", tmp_path)
 
 
