@@ -5,14 +5,16 @@ import itertools
 import threading
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from config import UserError
-from models.backbones import VisionLanguageBackbone
+
+if TYPE_CHECKING:
+    from models.backbones import VisionLanguageBackbone
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")     # Pillow's other decoders never open a file
 TIMEOUT_S = 10          # of a download
@@ -84,18 +86,18 @@ def open_image(source: str) -> BinaryIO:
     return path.open("rb")
 
 
-def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened image decoded, turned by its EXIF orientation, on white, RGB. Raises errors of any kind."""
-    from qwen_vl_utils.vision_process import to_rgb  # imported here because it takes a second
+def decode(image: Image.Image) -> Image.Image:
+    """Return an opened image decoded, upright by its EXIF orientation, RGBA if any of it is transparent."""
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):       # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return to_rgb(image.convert("RGBA") if image.has_transparency_data else image)
+    return image.convert("RGBA") if image.has_transparency_data else image
 
 
 def load_image(source: str) -> Image.Image:
     """Return the image that `open_image` finds: upright, on white, RGB. Raises ImageError."""
+    from qwen_vl_utils.vision_process import to_rgb  # imported here because it takes a second
     name, image = display_name(source), None
     too_large = Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
@@ -103,7 +105,7 @@ def load_image(source: str) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
-            return to_upright_rgb(image)
+            return to_rgb(decode(image))
     except ImageError:
         raise
     except too_large:
@@ -117,7 +119,7 @@ def load_image(source: str) -> Image.Image:
         raise ImageError(f"{name} is damaged or cut short ({str(error)[:80]}): get it again") from None
 
 
-def resize_for_model(image: Image.Image, name: str, backbone: VisionLanguageBackbone) -> Image.Image:
+def resize_for_model(image: Image.Image, name: str, backbone: "VisionLanguageBackbone") -> Image.Image:
     """Return an image at the size at which the backbone reads it. Raises ImageError, which contains `name`."""
     from qwen_vl_utils import fetch_image
     factor, min_pixels, max_pixels = backbone.resize_limits()

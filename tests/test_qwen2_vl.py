@@ -24,7 +24,6 @@ import train_vlm
 from models.backbones import hub_loading
 from models.backbones.hub_loading import read_config_files
 from models.backbones.qwen2_vl import Qwen2VLBackbone as Backbone
-from models.vlm_policy import VLMPolicy
 from simulator.registry import make_env
 
 pytest_plugins = ["qwen2_vl_fixtures"]
