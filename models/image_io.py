@@ -1,48 +1,59 @@
-"""People's own pictures, from wherever they are, in the sizes in which Qwen2-VL's authors show them to it."""
+"""Load images from files, addresses and data URLs, and resize them as Qwen2-VL's authors do."""
 import base64
 import io
 import itertools
 import threading
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")      # no decoder of another one is let near a file
-TIMEOUT_S, MAX_MB = 10, 100      # that a download may take; MB
+from config import UserError
+
+if TYPE_CHECKING:
+    from models.backbones import VisionLanguageBackbone
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")     # Pillow's other decoders never open a file
+TIMEOUT_S = 10          # of a download
+MAX_MB = 100            # of a download; the rest is cut off
+MERGE_SIZE = 2          # Qwen2-VL merges 2 x 2 patches into one image token
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used; the message is one line for the person who named it."""
+class ImageError(UserError):
+    """An image that cannot be used. The message is one line."""
 
 
-def display_name(source):
-    """A path or address as it can be printed."""
-    source = source.partition(",")[0] if source.startswith("data:") else source
-    source = source if len(source) <= 100 else f"{source[:60]}...{source[-37:]}"
+def display_name(source: str) -> str:
+    """Return a path or address as it can be printed: shortened, without the content of a data URL."""
+    if source.startswith("data:"):
+        source = source.partition(",")[0]
+    if len(source) > 100:
+        source = f"{source[:60]}...{source[-37:]}"
     return source.encode(errors="backslashreplace").decode()
 
 
-def download(url):
-    """The file at an address; PictureError where it does not come in time, whatever keeps it."""
+def download(url: str) -> BinaryIO:
+    """Return the file at an http(s) address. Raises ImageError if it does not arrive within `TIMEOUT_S`."""
     import requests
-    answer = []
+    results = []
 
-    def get():
+    def get() -> None:
         try:
             with requests.get(url, timeout=TIMEOUT_S, stream=True) as response:
                 response.raise_for_status()
-                answer.append(b"".join(itertools.islice(response.iter_content(10**6), MAX_MB)))
+                megabytes = response.iter_content(10**6)
+                results.append(b"".join(itertools.islice(megabytes, MAX_MB)))
         except (requests.RequestException, ValueError) as error:
-            answer.append(error)
+            results.append(error)
 
-    # in a thread, for neither looking up a name nor an answer in drops has a time limit of its own
+    # requests limits neither the name lookup nor the total time, so a thread does
     thread = threading.Thread(target=get, daemon=True)
     thread.start()
     thread.join(TIMEOUT_S)
-    match answer[0] if answer else requests.Timeout():
+    match results[0] if results else requests.Timeout():
         case bytes(content):
             return io.BytesIO(content)
         case requests.Timeout():
@@ -54,60 +65,71 @@ def download(url):
         case error:
             reason = str(error)[:80]
     raise ImageError(f"cannot download {display_name(url)} ({reason}): "
-                       "give an address that a browser opens, or a file")
+                     "give an address that a browser opens, or a file")
 
 
-def open_image(source):
-    """The file that a path, an address (http, https, file) or data:image/...;base64,... names."""
+def open_image(source: str) -> BinaryIO:
+    """Return the open file of a path, an address (http, https, file) or data:image/...;base64,...
+
+    Raises ImageError if there is none.
+    """
     if source.startswith(("http://", "https://")):
         return download(source)
     if source.startswith("data:"):
         return io.BytesIO(base64.b64decode(source.partition(",")[2]))
-    path = Path(unquote(source[7:]) if source.startswith("file://") else source)
+    is_url = source.startswith("file://")
+    path = Path(unquote(source.removeprefix("file://")) if is_url else source)
     if source.strip() and path.is_dir():
-        raise ImageError(f"{display_name(source)} is a folder: name a picture in it")
+        raise ImageError(f"{display_name(source)} is a folder: name an image in it")
     if not path.is_file():
-        raise ImageError(f"there is no file {display_name(source)!r}: give a picture's path, or its http(s) address")
+        raise ImageError(f"there is no file {display_name(source)!r}: give an image's path, or its http(s) address")
     return path.open("rb")
 
 
-def load_image(source):
-    """What `open_source` takes -> the picture, upright, on white, RGB. PictureError for anything else."""
-    from qwen_vl_utils.vision_process import to_rgb  # takes a second: not before it is needed
+def decode(image: Image.Image) -> Image.Image:
+    """Return an opened image decoded, upright by its EXIF orientation, RGBA if any of it is transparent."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):       # Pillow would clip 16-bit values at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGBA") if image.has_transparency_data else image
+
+
+def load_image(source: str) -> Image.Image:
+    """Return the image that `open_image` finds: upright, on white, RGB. Raises ImageError."""
+    from qwen_vl_utils.vision_process import to_rgb  # imported here because it takes a second
     name, image = display_name(source), None
-    large = Image.DecompressionBombError, Image.DecompressionBombWarning
+    too_large = Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
         with open_image(source) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):       # Pillow would cut off what is brighter than 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return to_rgb(image.convert("RGBA") if image.has_transparency_data else image)
+            return to_rgb(decode(image))
     except ImageError:
         raise
-    except large:
+    except too_large:
         raise ImageError(f"{name} has more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels: "
-                           "make it smaller") from None
+                         "make it smaller") from None
     except PermissionError:
-        raise ImageError(f"{name} may not be read: give yourself the right to, or name another picture") from None
-    except Exception as error:      # decoders of broken files raise whatever they stumble over
+        raise ImageError(f"no permission to read {name}: change its permissions, or name another image") from None
+    except Exception as error:      # decoders of damaged files raise errors of any kind
         if image is None:
-            raise ImageError(f"{name} is no picture, or a damaged one: give one as {', '.join(FORMATS)}") from None
-        raise ImageError(f"{name} is damaged or cut short ({str(error)[:80]}): get it anew") from None
+            raise ImageError(f"{name} is no image, or a damaged one: give one as {', '.join(FORMATS)}") from None
+        raise ImageError(f"{name} is damaged or cut short ({str(error)[:80]}): get it again") from None
 
 
-def resize_for_model(picture, name, backbone):
-    """A picture in the size in which the backbone sees it."""
+def resize_for_model(image: Image.Image, name: str, backbone: "VisionLanguageBackbone") -> Image.Image:
+    """Return an image at the size at which the backbone reads it. Raises ImageError, which contains `name`."""
     from qwen_vl_utils import fetch_image
-    factor, low, high = backbone.resize_limits()
-    patch, size = backbone.vlm.config.vision_config.patch_size, "x".join(map(str, picture.size))
-    if min(picture.size) < patch:
-        raise ImageError(f"{name} is {size}, too small to see anything in: give {patch}x{patch} pixels at least")
+    factor, min_pixels, max_pixels = backbone.resize_limits()
+    patch_size = factor // MERGE_SIZE
+    size = f"{image.width}x{image.height}"
+    if min(image.size) < patch_size:
+        raise ImageError(f"{name} is {size}, too small to read: give {patch_size}x{patch_size} pixels at least")
     try:
-        return fetch_image({"image": picture, "min_pixels": low, "max_pixels": high}, image_patch_size=factor / 2)
+        return fetch_image({"image": image, "min_pixels": min_pixels, "max_pixels": max_pixels},
+                           image_patch_size=patch_size)
     except ValueError:
-        raise ImageError(f"{name} is {size}, and Qwen2-VL takes no picture that is over 200 times as long as wide: "
-                           "crop it") from None
+        raise ImageError(f"{name} is {size}, and Qwen2-VL reads no image over 200 times as long as wide: "
+                         "crop it") from None

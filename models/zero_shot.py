@@ -1,99 +1,112 @@
-"""Control without training: a VLM is shown the picture, told the actions' names, and what it says is taken as one.
+"""Control without training: a VLM reads an image and the actions' names, and writes the name of one.
 
-What is said is parsed: the name itself, else the longest name in it, else the default. `ZeroShot` knows the model as
-`generate(picture uint8 [H,W,3], prompt) -> text` only; `Speaker` is a Qwen2-VL as one.
+`ZeroShotPolicy` turns the written text into an action. It knows the model only as `generate(image uint8 [H,W,3],
+prompt) -> text`; `VLMGenerator` is a vision-language model behind this interface. The caller, who knows the
+environment, gives the actions, the default action and the prompt.
 """
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from models.backbones import hub_loading as base_model
+from models.backbones.hub_loading import load_pretrained, resolve_hub_kwargs
+from models.backbones.prompt import render_chat
+from models.backbones.tiny import CHAT_TEMPLATE
 from models.checkpoint import first_line
 
-DEFAULT = "forward"
+MAX_NEW_TOKENS = 10
+PreviousAction = tuple[str, float]      # (name, reward)
+PromptBuilder = Callable[[str, Sequence[str], PreviousAction | None], str]
 
 
-def policy_prompt(task, actions):
-    """What a policy with an action head is asked: `task` is a sentence, `actions` are names."""
-    return (f"Robot control task: {task}\nAvailable actions: {', '.join(actions)}\n"
-            "Choose the best action based on the current view.\nAnswer:")
+def parse_action(text: str, actions: Sequence[str]) -> str | None:
+    """Return the action that `text` names, or None.
 
-
-def zero_shot_prompt(task, actions, previous=None):
-    """As `policy_prompt`, for a model that is to write a name; `previous` is the last action's and its reward."""
-    feedback = "" if previous is None else f"Previous action: {previous[0]}\nReward: {previous[1]:+.4f}\n"
-    return (f"Robot control task: {task}\nAvailable actions: {', '.join(actions)}\n{feedback}"
-            "Choose exactly ONE action; each moves the robot a little. Reply with its name and nothing else.\nAnswer:")
-
-
-def parse(text, actions):
-    """-> the action that a text names, None if none: as whole words, of several the longest, of these the first."""
+    Names must be whole words. Of several names the longest counts, of equally long ones the first in the text.
+    """
     text = " ".join(text.lower().split())
     if text in actions:
         return text
-    found = {name: re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z])", text) for name in actions}
-    return max((name for name in found if found[name]), default=None,
-               key=lambda name: (len(name), -found[name].start()))
+    matches = {name: re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z])", text) for name in actions}
+    starts = {name: match.start() for name, match in matches.items() if match}
+    return max(starts, default=None, key=lambda name: (len(name), -starts[name]))
 
 
 @dataclass
 class ActionPrediction:
-    """An action's name, whether it was `parsed` from the `text` or is the default, and what went wrong, if anything."""
-    action: str
-    parsed: bool
-    text: str
-    error: str = ""
+    """One predicted action."""
+    action: str         # its name
+    parsed: bool        # False: `text` names no action, so this is the default
+    text: str           # what the model wrote
+    error: str = ""     # the model's error, one line
 
 
 class ZeroShotPolicy:
-    """`answers` are all that were given."""
+    """Acts by the text that a model writes. `predictions` lists all predictions so far.
 
-    def __init__(self, generate, actions):
-        self.generate, self.actions, self.predictions = generate, tuple(actions), []
+    Args:
+        generate: (image uint8 [H,W,3], prompt) -> text.
+        actions: the actions' names, lower case.
+        default_action: the action if the text names none.
+        build_prompt: (instruction, actions, previous action or None) -> the prompt.
+    """
 
-    def predict_action(self, image, task, previous=None):
-        """-> Answer; an error of the model's is one, with the default action."""
+    def __init__(self, generate: Callable[[np.ndarray, str], str], actions: Sequence[str], default_action: str,
+                 build_prompt: PromptBuilder):
+        self.generate = generate
+        self.actions = tuple(actions)
+        self.default_action = default_action
+        self.build_prompt = build_prompt
+        self.predictions: list[ActionPrediction] = []
+
+    def predict_action(self, image: np.ndarray, instruction: str,
+                       previous: PreviousAction | None = None) -> ActionPrediction:
+        """Return the prediction for an image (uint8 [H,W,3]). After an error of the model, the default action."""
         text = error = ""
         try:
-            text = self.generate(image, zero_shot_prompt(task, self.actions, previous))
-        except Exception as problem:        # whatever it is, the robot goes on, and `report` tells
+            text = self.generate(image, self.build_prompt(instruction, self.actions, previous))
+        except Exception as problem:        # the episode goes on after any error; `report` counts it
             error = f"{type(problem).__name__}: {first_line(problem)}"
-        action = parse(text, self.actions)
-        self.predictions.append(ActionPrediction(action or DEFAULT, action is not None, text, error))
+        action = parse_action(text, self.actions)
+        self.predictions.append(ActionPrediction(action or self.default_action, action is not None, text, error))
         return self.predictions[-1]
 
-    def report(self):
-        """How many answers named an action, in words."""
-        count, errors = len(self.predictions), [prediction.error for prediction in self.predictions if prediction.error]
-        return f"{sum(prediction.parsed for prediction in self.predictions)} of {count} answers named an action" + (
-            f", {len(errors)} failed ({errors[-1]})" if errors else "")
+    def report(self) -> str:
+        """Return how many answers named an action, as text."""
+        parsed = sum(prediction.parsed for prediction in self.predictions)
+        errors = [prediction.error for prediction in self.predictions if prediction.error]
+        summary = f"{parsed} of {len(self.predictions)} answers named an action"
+        return f"{summary}, {len(errors)} failed ({errors[-1]})" if errors else summary
 
 
 class VLMGenerator:
-    """A Qwen2-VL with its vocabulary head, from a folder or the hub: `speaker(picture, prompt)` is what it writes,
-    at most 10 tokens, the likeliest each. OSError as of `base_model.load`."""
+    """A vision-language model with its vocabulary head, from a folder or the hub.
 
-    def __init__(self, name, device="cpu"):
+    `generator(image uint8 [H,W,3], prompt)` returns its greedy answer, up to 10 tokens. Raises OSError (one line) if
+    the model cannot be loaded.
+    """
+
+    def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
         from transformers import AutoProcessor
-        model, self.tokenizer, _ = base_model.load_pretrained(name, with_lm_head=True)
+        model, self.tokenizer, _ = load_pretrained(name, with_lm_head=True)
         self.model = model.to(device).eval()
-        self.processor = AutoProcessor.from_pretrained(name, **base_model.resolve_hub_kwargs(name))
+        self.processor = AutoProcessor.from_pretrained(name, **resolve_hub_kwargs(name))
 
-    def build_prompt(self, prompt):
-        """The prompt as a user's turn with a picture, by the model's own template if that says anything."""
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-        render = lambda template: self.tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True)
-        own = self.processor.chat_template or self.tokenizer.chat_template
-        rendered = render(own) if own else ""
-        return rendered if rendered.strip() else render(base_model.CHAT_TEMPLATE)
+    def build_prompt(self, prompt: str) -> str:
+        """Return `prompt` as a user turn with an image, in the model's own chat template if that renders anything."""
+        own_template = self.processor.chat_template or self.tokenizer.chat_template
+        rendered = render_chat(self.tokenizer, prompt, own_template) if own_template else ""
+        return rendered if rendered.strip() else render_chat(self.tokenizer, prompt, CHAT_TEMPLATE)
 
     @torch.inference_mode()
-    def __call__(self, image, prompt):
+    def __call__(self, image: np.ndarray, prompt: str) -> str:
         from PIL import Image
         inputs = self.processor(text=[self.build_prompt(prompt)], images=[Image.fromarray(image)], return_tensors="pt")
-        written = self.model.generate(
-            **inputs.to(self.model.device), max_new_tokens=10, do_sample=False, temperature=None, top_p=None,
-            top_k=None, pad_token_id=self.tokenizer.pad_token_id)
-        return self.tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        tokens = self.model.generate(           # [1,prompt + answer]
+            **inputs.to(self.model.device), max_new_tokens=MAX_NEW_TOKENS, do_sample=False, temperature=None,
+            top_p=None, top_k=None, pad_token_id=self.tokenizer.pad_token_id)
+        answer = tokens[0, inputs["input_ids"].shape[1]:]
+        return self.tokenizer.decode(answer, skip_special_tokens=True)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Serves a language model on http://localhost:8000/v1 for scripts/generate_training_data.py.
+# Serve a language model on http://localhost:8000/v1 for scripts/generate_training_data.py.
 #
-#     scripts/start_vllm.sh PRESET [--dry-run] [further arguments of `vllm serve`]
+#     scripts/start_vllm.sh PRESET [--dry-run] [more arguments of `vllm serve`]
 #
-# PORT and TP (GPUs to share the weights) override what is set here; without TP it is for GPUs of 80 GB.
+# Environment variables: PORT (default 8000), and TP, the number of GPUs that share the weights. The presets' own
+# numbers are for GPUs with 80 GB.
 set -euo pipefail
 
 case ${1-} in
@@ -16,12 +17,12 @@ case ${1-} in
     *) echo "error: name a preset: qwen72b, qwen32b, qwen14b, llama70b, llama8b or qwen_vl" >&2; exit 2 ;;
 esac
 shift
-dry=no
-if [ "${1-}" = --dry-run ]; then dry=yes; shift; fi
+dry_run=no
+if [ "${1-}" = --dry-run ]; then dry_run=yes; shift; fi
 
-# 8192 tokens hold the longest request, 50 sentences, and its answer
+# 8192 tokens: enough for the longest request, 50 instructions, and its answer
 command=(vllm serve "$model" --port "${PORT:-8000}" --tensor-parallel-size "${TP:-$tp}" --max-model-len 8192 "$@")
-if [ $dry = yes ]; then
+if [ $dry_run = yes ]; then
     printf %q "${command[0]}"; printf ' %q' "${command[@]:1}"; echo
     exit
 fi

@@ -1,4 +1,4 @@
-"""Control without training: prompts, what is made of a model's words, and three steps of a real arm."""
+"""Zero-shot control: prompts, parsing of the model's text, and three steps of a robosuite arm."""
 import json
 import sys
 from pathlib import Path
@@ -8,25 +8,30 @@ import pytest
 import torch
 from PIL import Image
 
-from models.backbones import hub_loading as base_model
-from models.zero_shot import VLMGenerator, ZeroShotPolicy, parse, policy_prompt, zero_shot_prompt
+from models.backbones.tiny import init_model_files
+from models.zero_shot import VLMGenerator, ZeroShotPolicy, parse_action
 from simulator.registry import EnvError
 from simulator.robosuite.env import ACTIONS
 from simulator.robosuite.rendering import setup_mujoco_gl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import zero_shot  # noqa: E402
+from zero_shot import DEFAULT_ACTION, policy_prompt, zero_shot_prompt  # noqa: E402
 
 TASK = "Pick up the can and place it in a different location."
-PICTURE = np.random.default_rng(0).integers(256, size=(84, 84, 3)).astype(np.uint8)
+IMAGE = np.random.default_rng(0).integers(256, size=(84, 84, 3)).astype(np.uint8)
+
+
+def make_policy(generate):
+    return ZeroShotPolicy(generate, ACTIONS, DEFAULT_ACTION, zero_shot_prompt)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Qwen2-VL with a vocabulary head, tiny and untrained."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-    folder = tmp_path_factory.mktemp("speaks")
-    files = base_model.init_model_files("vlm_tiny", [TASK, *ACTIONS])
+    folder = tmp_path_factory.mktemp("generator")
+    files = init_model_files("vlm_tiny", [TASK, *ACTIONS])
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     with torch.random.fork_rng():
@@ -59,55 +64,56 @@ def test_previous_action_and_reward_are_in_the_prompt():
     ("the leftover", None), ("up으로", "up"), ("'forward'", "forward"), ("", None), ("\x00\ufffd!?", None),
     ("gripper", None), ("backwards", None), ("위로", None)])
 def test_parsing(text, action):
-    assert parse(text, ACTIONS) == action
-    answer = ZeroShotPolicy(lambda *_: text, ACTIONS).predict_action(PICTURE, TASK)
-    assert (answer.action, answer.parsed, answer.error) == (action or "forward", action is not None, "")
+    assert parse_action(text, ACTIONS) == action
+    prediction = make_policy(lambda *_: text).predict_action(IMAGE, TASK)
+    assert (prediction.action, prediction.parsed, prediction.error) == (action or "forward", action is not None, "")
 
 
-def test_errors_are_counted_and_told():
-    said = iter(["down", RuntimeError("out of memory\nat some place"), "hm", None])
+def test_errors_are_counted_and_reported():
+    texts = iter(["down", RuntimeError("out of memory\nat some place"), "hm", None])
 
-    def generate(picture, prompt):
-        text = next(said)
+    def generate(image, prompt):
+        text = next(texts)
         if isinstance(text, Exception):
             raise text
         return text
-    model = ZeroShotPolicy(generate, ACTIONS)
-    answers = [model.predict_action(PICTURE, TASK) for _ in range(3)]
-    assert [answer.action for answer in answers] == ["down", "forward", "forward"]
-    assert answers[1].error.startswith("RuntimeError: out of memory") and "\n" not in answers[1].error
-    assert model.report().startswith("1 of 3 answers named an action, 1 failed (RuntimeError: out of memory")
+
+    policy = make_policy(generate)
+    predictions = [policy.predict_action(IMAGE, TASK) for _ in range(3)]
+    assert [prediction.action for prediction in predictions] == ["down", "forward", "forward"]
+    assert predictions[1].error.startswith("RuntimeError: out of memory") and "\n" not in predictions[1].error
+    assert policy.report().startswith("1 of 3 answers named an action, 1 failed (RuntimeError: out of memory")
 
     def interrupted(*_):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        ZeroShotPolicy(interrupted, ACTIONS).predict_action(PICTURE, TASK)
+        make_policy(interrupted).predict_action(IMAGE, TASK)
 
 
-def test_speaker_writes_ten_of_the_likeliest_tokens(folder):
-    speaker = VLMGenerator(folder)
-    text = speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
-    assert isinstance(text, str) and text == speaker(PICTURE, zero_shot_prompt(TASK, ACTIONS))
-    seen = {}
-    generate = speaker.model.generate
-    speaker.model.generate = lambda **inputs: seen.update(inputs, out=generate(**inputs)) or seen["out"]
-    speaker(PICTURE, policy_prompt(TASK, ACTIONS))
-    length = seen["input_ids"].shape[1]
-    prompt = speaker.tokenizer.decode(seen["input_ids"][0], skip_special_tokens=True)
-    assert "available actions: backward, forward, left" in prompt.lower() and "pixel_values" in seen
-    assert (seen["input_ids"] == speaker.model.config.image_token_id).sum() > 1       # the picture has its place
-    assert length < seen["out"].shape[1] <= length + 10
-    names = {"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"} & set(seen)
+def test_generator_writes_up_to_ten_greedy_tokens(folder):
+    generator = VLMGenerator(folder)
+    text = generator(IMAGE, zero_shot_prompt(TASK, ACTIONS))
+    assert isinstance(text, str) and text == generator(IMAGE, zero_shot_prompt(TASK, ACTIONS))
+    captured = {}
+    generate = generator.model.generate
+    generator.model.generate = lambda **inputs: captured.update(inputs, out=generate(**inputs)) or captured["out"]
+    generator(IMAGE, policy_prompt(TASK, ACTIONS))
+    length = captured["input_ids"].shape[1]
+    prompt = generator.tokenizer.decode(captured["input_ids"][0], skip_special_tokens=True)
+    assert "available actions: backward, forward, left" in prompt.lower() and "pixel_values" in captured
+    assert (captured["input_ids"] == generator.model.config.image_token_id).sum() > 1       # the image's tokens
+    assert length < captured["out"].shape[1] <= length + 10
+    names = {"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"} & set(captured)
     with torch.inference_mode():
-        best = speaker.model(**{name: seen[name] for name in names}).logits[0, -1].argmax()
-    assert seen["out"][0, length] == best
+        best = generator.model(**{name: captured[name] for name in names}).logits[0, -1].argmax()
+    assert captured["out"][0, length] == best
 
 
-def test_a_template_that_says_nothing_is_replaced(folder):
-    speaker = VLMGenerator(folder)
+def test_an_empty_chat_template_is_replaced(folder):
+    generator = VLMGenerator(folder)
     for template in ("", None, "{% if false %}x{% endif %}"):
-        speaker.processor.chat_template = speaker.tokenizer.chat_template = template
-        assert speaker.build_prompt("hello") == (
+        generator.processor.chat_template = generator.tokenizer.chat_template = template
+        assert generator.build_prompt("hello") == (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             "<|vision_start|><|image_pad|><|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n")
 
@@ -118,14 +124,15 @@ def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     except EnvError as error:
         pytest.skip(str(error))
     prompts, call = [], VLMGenerator.__call__
-    monkeypatch.setattr(VLMGenerator, "__call__", lambda self, *seen: prompts.append(seen[1]) or call(self, *seen))
+    monkeypatch.setattr(VLMGenerator, "__call__", lambda self, *args: prompts.append(args[1]) or call(self, *args))
     words = ["--model", str(folder), "--task", "Lift", "--goal", "lift_cube", "--steps", "3", "--resolution", "64"]
-    assert zero_shot.main([*words, "--output", str(tmp_path / "a.gif"), "--save-frames", str(tmp_path), "--frame-every", "2"]) == 0
+    output = ["--output", str(tmp_path / "a.gif"), "--save-frames", str(tmp_path), "--frame-every", "2"]
+    assert zero_shot.main([*words, *output]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith("scored as lift_cube") and [line[:3] for line in out[1:4]] == ["  1", "  2", "  3"]
     assert out[4].startswith("no success after 3 actions, return ") and "of 3 answers named an action" in out[4]
-    done = [(line[3:].split("  ")[1], float(line.split()[-1])) for line in out[1:4]]
-    for prompt, (action, reward) in zip(prompts[1:], done, strict=False):       # each is told of the one before
+    steps = [(line[3:].split("  ")[1], float(line.split()[-1])) for line in out[1:4]]
+    for prompt, (action, reward) in zip(prompts[1:], steps, strict=False):     # each contains the action before
         assert action in ACTIONS and f"Previous action: {action}\nReward: {reward:+.4f}\n" in prompt
     assert len(prompts) == 3 and "Previous" not in prompts[0]
     assert Image.open(tmp_path / "a.gif").n_frames == 4
@@ -142,10 +149,10 @@ def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "b.gif").exists()
 
 
-def test_a_model_of_another_kind_is_refused(folder, tmp_path):
+def test_a_model_type_without_a_backbone_is_refused(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(OSError, match="llama"):
+    with pytest.raises(OSError, match="llama.*choose from qwen2_vl"):
         VLMGenerator(tmp_path)
