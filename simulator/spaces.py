@@ -1,4 +1,5 @@
 """Gymnasium spaces with what a policy has to know of them besides their bounds."""
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,12 @@ class InstructionSpace(spaces.Text):
 
     def __init__(self):
         super().__init__(MAX_INSTRUCTION_LENGTH, charset=ALLOWED_CHARS)
+
+    def __deepcopy__(self, memo: dict) -> "InstructionSpace":
+        """Return a copy that shares the tables of characters: Gymnasium copies the space for each env of a batch."""
+        other = copy.copy(self)
+        other._np_random = copy.deepcopy(self._np_random, memo)
+        return other
 
     def __repr__(self) -> str:
         return f"InstructionSpace(max_length={self.max_length})"
