@@ -1,4 +1,4 @@
-"""The particle world's small API, where notebooks look for it: see simulator.particles.env."""
+"""The small API of the particles, for notebooks: see simulator.particles.env.GoalConditionedEnv."""
 from simulator.particles.env import GoalConditionedEnv
 
 __all__ = ["GoalConditionedEnv"]

@@ -1,42 +1,41 @@
-"""The worlds that a policy can be trained in, and what the trainer asks of each.
+"""The environment families that a policy can be trained in, by the name of the config key `env.world`.
 
-A world is a module with
-    make_env(config, num_envs)      a Gymnasium VectorEnv, autoreset mode SAME_STEP; ValueError for what cannot be
-    make_world(config, **options)   one world, for people to look at: Gymnasium's Env
-    describe(action)                in words
-    sentences(config)               {goal: its sentences} for training
-    corpus(config)                  a hash of those files
-    splits(config)                  the names of what an agent trained so can be measured in
-    measure_split(name, config, policy, episodes, seed, baselines)      see simulator.particles.splits.measure
-
-The vector environment's observation is {"image": uint8 [E,H,W,3], "goal": E strings} and, of some, "proprio" float32
-[E,Q]. `reset(options={"goals", "texts"})` fixes what is asked; with the option `once` worlds may rest after their
-episode. Where one ends, `infos["episode"]` tells `success`, `goal`, and whatever else is to be averaged;
-`infos["final_obs"]` its last observation. Besides:
-    words                       of what goals are made; a policy says which of them it reads
-    things_to_say(rng, n)       n sentences, and which words they say
-    expert_actions()            what a scripted expert does now; noop_actions(), random_actions(rng) are baselines
-    ask_otherwise(rng, share)   as if something else had been asked, and the expert's actions for that
-    balanced_goals(n)           n goals that go round
-    state(), restore(state)     everything the future depends on, as arrays [E,...] and lists; the observation
-One world, besides Gymnasium's API: `reset(options={"goal": a goal or a sentence})`; `info` tells `success`, `goal`
-(None where it cannot be judged) and a `note` on how it went; `describe(action)` in words; `render()` for people.
+A family is an instance of `simulator.api.EnvFamily`, or a module that has its functions. The registry holds names
+only: a family is imported when a config asks for it.
 """
+from collections.abc import Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from config import UserError
+
+if TYPE_CHECKING:
+    from simulator.api import EnvFamily, GoalVectorEnv
 
 
-class EnvError(ValueError):
-    """A world that cannot be had as asked for; the message is one line that says what would be right."""
+class EnvError(UserError):
+    """An environment that cannot be made or used as requested. The message is one line that says what is allowed."""
 
 
-REGISTRY = {"particles": "simulator.particles.splits", "robosuite": "simulator.robosuite.env"}
+REGISTRY = {    # env.world: "module:attribute", or "module" for the module itself
+    "particles": "simulator.particles.splits:FAMILY",
+    "robosuite": "simulator.robosuite.env",
+}
 
 
-def get_env_family(config):
-    """The module of a config's world. `config`: as config.load gives it, or `to_dict` of that."""
-    return import_module(REGISTRY[config.get("env", {}).get("world", "particles")])
+def get_env_family(config: Mapping[str, Any]) -> "EnvFamily":
+    """Return the environment family of a config: what `config.load` returns, or that as a plain dict.
+
+    A config without the key `env.world`, as old checkpoints have it, means the particles.
+    """
+    module, _, attribute = REGISTRY[config.get("env", {}).get("world", "particles")].partition(":")
+    family = import_module(module)
+    return getattr(family, attribute) if attribute else family
 
 
-def make_env(config, num_envs=None):
-    """The vectorised world that a config describes, `env.num_envs` wide."""
-    return get_env_family(config).make_env(config, num_envs or config.env.num_envs)
+def make_env(config: Mapping[str, Any], num_envs: int | None = None) -> "GoalVectorEnv":
+    """Return the vector env of a config, by default with `env.num_envs` envs. EnvError, GoalError or CorpusError:
+    the config does not fit the environment."""
+    family = get_env_family(config)
+    make_vector = getattr(family, "make_vector", None) or family.make_env
+    return make_vector(config, num_envs or config.env.num_envs)

@@ -1,4 +1,5 @@
 """The worlds as environments: Gymnasium's rules, autoreset, determinism, independence, and what may be asked."""
+import unicodedata
 import warnings
 
 import gymnasium
@@ -7,11 +8,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
+from simulator.api import GoalVectorEnv
 from simulator.evaluation import run_episodes
 from simulator.particles.actions import ActionStatus
-from simulator.particles.env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv, instructions_by_goal
+from simulator.particles.commands import instructions_by_goal
+from simulator.particles.env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv
 from simulator.particles.goals import GoalError
 from simulator.particles.parser import instruction_to_goal
+from simulator.registry import EnvError
 
 NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
 
@@ -69,7 +73,7 @@ def test_shapes_and_dtypes(size):
         assert not (terminated & truncated).any() and (infos["success"] == terminated).all()
 
 
-def test_pictures_differ_and_change():
+def test_images_differ_and_change():
     env = ParticleVectorEnv(4)
     obs, _ = env.reset(seed=0)
     later = env.step(env.expert_actions())[0]
@@ -88,16 +92,16 @@ def test_time_limit_truncates_and_the_next_episode_begins_in_the_same_step():
         obs, _, terminated, truncated, infos = short.step(np.tile(NOOP, (2, 1)))
         shown, _, _, never, _ = long.step(np.tile(NOOP, (2, 1)))
         assert not terminated.any() and not never.any() and truncated.tolist() == [t == 3] * 2
-        assert ("final_obs" in infos) == ("episode" in infos) == (t == 3)
-    assert infos["_final_obs"].all() and infos["_episode"].all()
-    assert infos["episode"]["goal"].tolist() == goals and not infos["episode"]["success"].any()
+        assert ("final_obs" in infos) == ("episode_metrics" in infos) == (t == 3)
+    assert infos["_final_obs"].all() and infos["_episode_metrics"].all()
+    assert infos["episode_metrics"]["goal"].tolist() == goals and not infos["episode_metrics"]["success"].any()
     for b in range(2):
         np.testing.assert_array_equal(infos["final_obs"][b]["image"], shown["image"][b])
         assert infos["final_obs"][b]["goal"] == texts[b]
         assert (obs["image"][b] != shown["image"][b]).any()
     # what came back is where the next episode goes on from
-    np.testing.assert_array_equal(obs["image"], short.worlds.sim.render())
-    assert obs["goal"] == tuple(short.worlds.texts) and (short.worlds.steps == 0).all()
+    np.testing.assert_array_equal(obs["image"], short.task.sim.render())
+    assert obs["goal"] == tuple(short.task.texts) and (short.task.steps == 0).all()
 
 
 def test_success_terminates_also_at_the_time_limit():
@@ -110,7 +114,7 @@ def test_success_terminates_also_at_the_time_limit():
         _, rewards, terminated, truncated, infos = env.step(env.expert_actions())
         needed, done = needed + 1, terminated[0] or truncated[0]
     assert terminated[0] and not truncated[0] and rewards[0] > 0.9
-    assert infos["episode"]["success"][0] and infos["episode"]["goal"][0] == "heat()"
+    assert infos["episode_metrics"]["success"][0] and infos["episode_metrics"]["goal"][0] == "heat()"
     for limit, success in ((needed, True), (needed - 1, False)):
         env = ParticleVectorEnv(1, max_steps=limit)
         env.reset(seed=1, options=goal)
@@ -131,7 +135,7 @@ def test_no_world_waits_for_another():
         assert [final is not None for final in infos.get("final_obs", [None] * 16)] == ended.tolist()
         assert (truncated <= (steps == 32)).all()
         steps[ended], ends = 0, ends + ended.sum()
-        assert (env.worlds.steps == steps).all()
+        assert (env.task.steps == steps).all()
     assert ends >= 16
 
 
@@ -196,13 +200,13 @@ def test_the_sentence_belongs_to_the_goal_that_is_scored(split):
     obs, _ = env.reset(seed=0)
     asked = set()
     for _ in range(12):
-        for text, goal in zip(obs["goal"], env.worlds.goals, strict=True):
+        for text, goal in zip(obs["goal"], env.task.goals, strict=True):
             assert instruction_to_goal(text) in (None, str(goal))
         asked |= set(obs["goal"])
-        goals = [str(goal) for goal in env.worlds.goals]
+        goals = [str(goal) for goal in env.task.goals]
         obs, _, _, truncated, infos = env.step(np.tile(NOOP, (32, 1)))
         if truncated.any():
-            assert infos["episode"]["goal"].tolist() == goals
+            assert infos["episode_metrics"]["goal"].tolist() == goals
     assert len(asked) > 50
 
 
@@ -218,10 +222,10 @@ def test_only_the_goals_asked_for():
 def test_asking_otherwise_leaves_the_world_as_it_was():
     env = ParticleVectorEnv(64)
     env.reset(seed=0)
-    goals, texts, expert = list(env.worlds.goals), list(env.worlds.texts), env.expert_actions()
+    goals, texts, expert = list(env.task.goals), list(env.task.texts), env.expert_actions()
     asked, actions = env.relabel_goals(np.random.default_rng(0), 0.5)
     asked = asked["goal"]
-    assert env.worlds.goals == goals and env.worlds.texts == texts
+    assert env.task.goals == goals and env.task.texts == texts
     assert actions.shape == (64, 7) and len(asked) == 64
     kept = np.array([text in instructions_by_goal()[str(goal)] for text, goal in zip(asked, goals, strict=True)])
     assert 24 <= kept.sum() <= 48                      # half are kept, and 1 of 16 of the others draws the same goal
@@ -229,14 +233,14 @@ def test_asking_otherwise_leaves_the_world_as_it_was():
     assert (actions[~kept] != expert[~kept]).any(1).mean() > 0.9
 
 
-@pytest.mark.parametrize(("wish", "goal"), [
+@pytest.mark.parametrize(("request_text", "goal"), [
     ("입자들을 왼쪽으로 이동시켜", "push(direction=left)"), ("heat them up", "heat()"),
     ("align(axis=vertical)", "align(axis=vertical)")])
-def test_small_api(wish, goal):
-    env = GoalConditionedEnv(goal=wish, max_steps=2)
+def test_small_api(request_text, goal):
+    env = GoalConditionedEnv(goal=request_text, max_steps=2)
     obs = env.reset(seed=0)
     assert env.observation_space.contains(obs)
-    assert obs["goal"] == wish or obs["goal"] in instructions_by_goal()[goal]
+    assert obs["goal"] == request_text or obs["goal"] in instructions_by_goal()[goal]
     obs, reward, done, info = env.step(NOOP)
     assert isinstance(reward, float) and done is False and not info["success"] and not info["truncated"]
     assert info["goal"] == goal and info["action_status"] == "OK"
@@ -244,18 +248,20 @@ def test_small_api(wish, goal):
     assert done is True and info["truncated"] and not info["success"]
     assert env.render().shape == (64, 64, 3) and env.render(scale=4).shape == (256, 256, 3)
     assert env.reset(seed=1, goal="cool()")["goal"] in instructions_by_goal()["cool()"]
-    again = GoalConditionedEnv(goal=wish).reset(seed=0)
-    np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=wish).reset(seed=0)["image"])
+    again = GoalConditionedEnv(goal=request_text).reset(seed=0)
+    np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=request_text).reset(seed=0)["image"])
 
 
 def test_an_unknown_sentence_can_be_acted_on_but_is_not_scored():
-    env = GoalConditionedEnv(goal="sing me a song", max_steps=6)
-    obs = env.reset(seed=0)
-    assert obs["goal"] == "sing me a song" and env.env.worlds.goals[0] is not None
-    for t in range(1, 7):       # even where the expert serves the goal that the world was set up for
-        _, reward, done, info = env.step(np.array([3, -1, 32, 32, 5, 64, 0], np.float32))
-        assert reward == 0 and not info["success"] and info["goal"] is None and done == (t == 6)
-    assert env.reset(seed=0, goal="heat()") and env.step(NOOP)[3]["goal"] == "heat()"
+    env = ParticleEnv(max_steps=6)
+    obs, info = env.reset(seed=0, options={"goal": "sing me a song"})
+    assert obs["goal"] == "sing me a song" and env.task.goals[0] is not None
+    assert info["goal"] is None and info["note"] == "no known goal recognised"
+    for t in range(1, 7):       # even if the actions serve the goal that the start was drawn for
+        _, reward, terminated, truncated, info = env.step(np.array([3, -1, 32, 32, 5, 64, 0], np.float32))
+        assert reward == 0 and not info["success"] and info["goal"] is None
+        assert not terminated and truncated == (t == 6)
+    assert env.reset(seed=0, options={"goal": "heat()"}) and env.step(NOOP)[4]["goal"] == "heat()"
 
 
 def test_single_world_is_the_vectorised_one():
@@ -285,7 +291,7 @@ def test_no_action_breaks_it():
         obs, rewards, _, _, infos = env.step(actions)
         seen |= set(infos["action_status"].tolist())
         assert np.isfinite(rewards).all() and (np.abs(rewards) <= 1.5).all()
-        sim = env.worlds.sim
+        sim = env.task.sim
         assert np.isfinite(sim.position).all() and np.isfinite(sim.velocity).all()
         assert env.observation_space.contains(obs)
         bad = ~np.isfinite(actions).all(1)
@@ -349,10 +355,140 @@ def test_a_goal_in_the_goal_language_or_in_words():
         env.reset(seed=0, options={"goal": "heat(to=3"})
 
 
+# --- instructions -----------------------------------------------------------------------------------------------
+DECOMPOSED = unicodedata.normalize("NFD", "입자들을 왼쪽으로 이동시켜")
+
+
+def test_decomposed_hangul_is_composed():
+    env, vector = ParticleEnv(), ParticleVectorEnv(2)
+    obs, info = env.reset(seed=0, options={"goal": DECOMPOSED})
+    assert info["goal"] == "push(direction=left)" and env.observation_space.contains(obs)
+    assert obs["goal"] == GoalConditionedEnv(goal=DECOMPOSED).reset()["goal"] == "입자들을 왼쪽으로 이동시켜"
+    obs, _ = vector.reset(seed=0, options={"instructions": [DECOMPOSED, None]})
+    assert obs["goal"][0] == "입자들을 왼쪽으로 이동시켜" and vector.observation_space.contains(obs)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("go left \N{ROCKET}", r"contains '\\U0001f680': allowed are Hangul"), ("caf\u00e9", r"contains '\\xe9'"),
+    ("left " * 120, "has 600 characters: at most 500"), (" ", "is empty")])
+def test_instructions_that_are_not_allowed(text, message):
+    vector = ParticleVectorEnv(1)
+    for reset in (lambda: ParticleEnv().reset(options={"goal": text}), lambda: GoalConditionedEnv(goal=text),
+                  lambda: vector.reset(options={"instructions": [text]})):
+        with pytest.raises((EnvError, GoalError), match=message) as caught:
+            reset()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("goal", ["dance", "sing me a song"])
+def test_an_unknown_goal_is_an_error_that_names_goals(goal):
+    for make in (lambda: GoalConditionedEnv(goal=goal), lambda: GoalConditionedEnv().reset(goal=goal)):
+        with pytest.raises(GoalError, match=rf"no known goal recognised in '{goal}': .*\(.*\)"):
+            make()
+
+
+@pytest.mark.parametrize("make", [GoalConditionedEnv, ParticleEnv, lambda **kw: ParticleVectorEnv(1, **kw)])
+def test_a_misspelt_parameter_names_the_nearest(make):
+    with pytest.raises(TypeError, match=r"(GoalConditionedEnv|Particle(Vector)?Env) has no parameter 'widht'.*'width'"):
+        make(widht=64)
+
+
+def test_spaces_print_in_a_few_lines():
+    assert len(repr(ParticleEnv().observation_space)) < 200
+
+
+def test_the_policy_is_told_the_goal_that_is_scored():
+    env = GoalConditionedEnv(goal="cluster()")
+    for seed in range(3):
+        assert env.reset(seed=seed)["goal"] in instructions_by_goal()["cluster()"]
+        assert env.step(NOOP)[3]["goal"] == "cluster()"
+
+
+# --- Gymnasium's wrappers, options of a reset -------------------------------------------------------------------
+def test_record_episode_statistics():
+    """Two episodes each, of 3 steps: our metrics and Gymnasium's statistics share the infos."""
+    env = gymnasium.wrappers.vector.RecordEpisodeStatistics(ParticleVectorEnv(2, max_steps=3))
+    single = gymnasium.wrappers.RecordEpisodeStatistics(ParticleEnv(max_steps=3))
+    env.reset(seed=0)
+    for t in range(1, 7):
+        *_, infos = env.step(np.tile(NOOP, (2, 1)))
+        if t % 3 == 0:
+            assert infos["episode"]["l"].tolist() == [3, 3]
+            assert infos["episode_metrics"]["success"].tolist() == [False, False]
+    for _ in range(2):
+        single.reset(seed=0)
+        for _ in range(3):
+            *_, info = single.step(NOOP)
+        assert info["episode"]["l"] == 3
+
+
+def test_a_single_episode_does_not_begin_another():
+    env = ParticleVectorEnv(2, max_steps=2)
+    env.reset(seed=0, options={"goals": ["heat()", "heat() THEN cluster()"], "single_episode": True})
+    ends = []
+    for _ in range(6):
+        _, rewards, terminated, truncated, infos = env.step(np.tile(NOOP, (2, 1)))
+        ends.append(truncated.tolist())
+        assert ("episode_metrics" in infos) == (terminated | truncated).any()
+    assert ends == [[False] * 2, [True, False], [False] * 2, [False, True], [False] * 2, [False] * 2]
+    assert not rewards.any() and env.finished.all()
+    env.set_goals([0], [env.sample_goal(np.random.default_rng(0))], ["go on"])
+    assert [env.step(np.tile(NOOP, (2, 1)))[3].tolist() for _ in range(2)] == [[False] * 2, [True, False]]
+    obs, _ = env.reset(seed=0)
+    assert not env.finished.any() and env.observation_space.contains(obs)
+
+
+def test_a_monitored_goal_is_recorded_and_gives_the_start():
+    plain, env = ParticleVectorEnv(2), ParticleVectorEnv(2, max_steps=4)
+    start = plain.reset(seed=3, options={"goals": ["heat()", "cool()"]})[0]
+    obs = env.reset(seed=3, options={"goals": ["cluster()", "spread()"], "monitor_goals": ["heat()", "cool()"]})[0]
+    np.testing.assert_array_equal(obs["image"], start["image"])
+    assert [str(goal) for goal in env.current_goals] == ["cluster()", "spread()"]
+    assert obs["goal"][0] in instructions_by_goal()["cluster()"]
+    for _ in range(4):
+        *_, infos = env.step(np.tile(np.array([3, -1, 32, 32, 5, 64, 0], np.float32), (2, 1)))
+    assert infos["episode_metrics"]["monitor_success"].tolist() == [True, False]
+    assert not infos["episode_metrics"]["success"].any()
+
+
+class Grid(GoalVectorEnv):
+    """The least that a vector env has to define for the defaults of GoalVectorEnv."""
+    goals, goal_vocab = ("left", "right"), ("1 left", "1 right")
+
+    def __init__(self, single_action_space):
+        self.num_envs, self.single_action_space = 3, single_action_space
+        self.current_goals = ["left"] * 3
+
+
+@pytest.mark.parametrize("space", [gymnasium.spaces.Discrete(4, start=2),
+                                   gymnasium.spaces.Box(np.float32([1, -2]), np.float32([3, 2]))])
+def test_defaults_of_a_vector_env(space):
+    env, rng = Grid(space), np.random.default_rng(0)
+    for actions in (env.noop_actions(), env.random_actions(rng)):
+        assert len(actions) == 3 and all(space.contains(action) for action in actions)
+    texts, labels = env.sample_instructions(rng, 5)
+    assert labels.dtype == np.float32 and labels.tolist() == [[t == "left", t == "right"] for t in texts]
+    assert env.round_robin_goals(3) == ["left", "right", "left"] and env.state() == {}
+    for call in (env.expert_actions, lambda: env.relabel_goals(rng, 0.5)):
+        with pytest.raises(EnvError, match="no expert"):
+            call()
+
+
+def test_defaults_are_a_mixin():
+    """They do not shadow what AsyncVectorEnv defines."""
+    class Both(GoalVectorEnv, gymnasium.vector.AsyncVectorEnv):
+        pass
+
+    for name in ("reset", "step", "render", "close", "close_extras", "call", "set_attr", "__init__", "metadata"):
+        assert getattr(Both, name) is getattr(gymnasium.vector.AsyncVectorEnv, name)
+    assert not {name for name in vars(GoalVectorEnv) if not name.startswith("__")} & set(
+        dir(gymnasium.vector.AsyncVectorEnv))
+
+
 def test_a_crowded_world_draws_what_it_can_start_for():
     """40 particles in 64x64 leave no room to spread; asked for it, the world says so."""
     env = GoalConditionedEnv(n_particles=40)
-    goals = [env.reset(seed=seed)["goal"] and str(env.env.worlds.goals[0]) for seed in range(40)]
+    goals = [env.reset(seed=seed)["goal"] and str(env.env.task.goals[0]) for seed in range(40)]
     assert "spread()" not in goals and len(set(goals)) > 5
     with pytest.raises(GoalError, match="no start for spread"):
         env.reset(goal="spread()")

@@ -32,8 +32,8 @@ class Scripted:
         if ended.all():
             last = self.observe()
             final = np.array([dict(zip(last, pair, strict=True)) for pair in zip(*last.values(), strict=True)], object)
-            infos = {"final_obs": final, "_final_obs": ended, "_episode": ended,
-                     "episode": {"success": terminated.copy(), "goal": np.array(last["goal"], object)}}
+            infos = {"final_obs": final, "_final_obs": ended, "_episode_metrics": ended,
+                     "episode_metrics": {"success": terminated.copy(), "goal": np.array(last["goal"], object)}}
             self.t, self.k = 0, self.k + 1
         return self.observe(), rewards, terminated, ended & ~terminated, infos
 
@@ -101,7 +101,7 @@ def test_episodes_are_counted_across_rollouts(two_rollouts):
     assert episode_stats.tolist() == [[1 + 2, 2 + 4], [2, 2]]
 
 
-def test_nothing_is_carried_over_where_no_tally_is_given():
+def test_nothing_is_carried_over_without_episode_stats():
     env = Scripted()
     obs, _ = env.reset()
     _, obs = collect(env, Reader(), obs, 6)
@@ -115,12 +115,12 @@ def test_real_environment_and_policy(policy):
     obs, _ = env.reset(seed=0)
     step = env.step
 
-    def monitor_success(actions):
+    def recording_step(actions):
         result = step(actions)
         finals[len(finals)] = result[-1].get("final_obs")
         return result
 
-    env.step = monitor_success
+    env.step = recording_step
     torch.manual_seed(0)
     with torch.no_grad():
         policy.value_head.out.weight.normal_()                 # zero at the start, as would be every value
@@ -170,7 +170,7 @@ class BySeed:
         rewards, ended = self.seeds.astype(float), self.t == self.seeds % 5 + 1
         success, seeds = ended & (self.seeds % 2 == 0), self.seeds.copy()
         self.seeds, self.t = np.where(ended, 900, self.seeds), np.where(ended, 0, self.t)
-        infos = {"episode": {"success": success, "goal": np.array([f"goal {s % 3}" for s in seeds], object)}}
+        infos = {"episode_metrics": {"success": success, "goal": np.array([f"goal {s % 3}" for s in seeds], object)}}
         return self.observe(), rewards, success, ended & ~success, infos if ended.any() else {}
 
 

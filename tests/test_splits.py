@@ -6,23 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.commands import corpus_hash, corrupt_text
+from simulator import evaluation
+from simulator.commands import corrupt_text
 from simulator.particles import expert
 from simulator.particles import goals as G
 from simulator.particles import splits as particles
 from simulator.particles.actions import ActionType
-from simulator.particles.env import ParticleTask, ParticleVectorEnv, instructions_by_goal
+from simulator.particles.commands import corpus_hash, instructions_by_goal
+from simulator.particles.env import ParticleVectorEnv
 from simulator.particles.parser import normalise
+from simulator.particles.task import ParticleTask
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import evaluate  # noqa: E402
 
-EXPERT = particles.make_actors(None, 0)["expert"]
-
 
 # --- sets of goals ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("text, name", [
-    ("push(direction=left)", "simple"), ("push(direction=left, distance=10)", "quantified"), ("heat(by=2)", "quantified"),
+    ("push(direction=left)", "simple"), ("push(direction=left, distance=10)", "quantified"),
+    ("heat(by=2)", "quantified"),
     ("cluster(ids=[0,1])", "per_object"), ("move_toward(0, 1)", "per_object"),
     ("cluster() AND heat()", "conjunction"), ("cluster() THEN heat() AND cool()", "sequence")])
 def test_sets(text, name):
@@ -46,7 +48,7 @@ def test_demonstrations_say_what_is_asked():
     env = ParticleVectorEnv(8, goals=["cluster()", "push(direction=left)"])
     env.reset(seed=0)
     asked, _ = env.relabel_goals(np.random.default_rng(0), 0.5)
-    assert env.goal_vocab == ["1 cluster", "1 left", "1 push"] and asked["goal_slots"].dtype == np.float32
+    assert env.goal_vocab == ("1 cluster", "1 left", "1 push") and asked["goal_slots"].dtype == np.float32
     known = {text: goal for goal, texts in instructions_by_goal().items() for text in texts}
     wanted = [[1, 0, 0] if known[text] == "cluster()" else [0, 1, 1] for text in asked["goal"]]
     assert asked["goal_slots"].tolist() == wanted and np.isnan(asked["object_xy"]).all()
@@ -55,7 +57,7 @@ def test_demonstrations_say_what_is_asked():
 def test_demonstrations_tell_where_the_particles_are_that_are_meant():
     env = ParticleVectorEnv(2)
     env.reset(seed=0, options={"goals": ["move_toward(2, 0)", "move_to(id=5, x>48)"]})
-    places, at = env.relabel_goals(np.random.default_rng(0), 0)[0]["object_xy"], env.worlds.sim.position / 64
+    places, at = env.relabel_goals(np.random.default_rng(0), 0)[0]["object_xy"], env.task.sim.position / 64
     np.testing.assert_allclose(places[0], at[0, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(places[1, 0], at[1, 5], rtol=1e-6)
     assert np.isnan(places[1, 1]).all()
@@ -77,25 +79,25 @@ def test_the_expert_says_which_goal_is_due():
     worlds.current = G.StateSummary.from_sim(worlds.sim, worlds.num_scored)
     assert expert.active_goal_index(worlds).tolist() == [1, 0, 3]
     env = ParticleVectorEnv(3)
-    env.worlds = worlds
+    env.task = worlds
     assert env.relabel_goals(np.random.default_rng(0), 0)[0]["active_goal"].tolist() == [1, 0, 3]
 
 
 def test_an_environment_draws_the_items_of_its_goals_in_equal_shares():
     env = ParticleVectorEnv(300, goals=["cluster()", "per_object", "sequence"])
     env.reset(seed=0)
-    drawn = [G.goal_group(plan) for plan in env.worlds.goals]
+    drawn = [G.goal_group(plan) for plan in env.task.goals]
     assert {"simple", "per_object", "sequence"} == set(drawn)
     assert all(80 <= drawn.count(name) <= 120 for name in set(drawn))
-    assert len(set(map(str, env.worlds.goals))) > 100
+    assert len(set(map(str, env.task.goals))) > 100
     asked = [G.goal_group(plan) for plan in env.round_robin_goals(9)]
     assert asked == ["simple", "per_object", "sequence"] * 3
     known = instructions_by_goal()
-    assert all(text in known[str(plan)] for text, plan in zip(env.worlds.texts, env.worlds.goals, strict=True))
+    assert all(text in known[str(plan)] for text, plan in zip(env.task.texts, env.task.goals, strict=True))
 
 
 def test_a_set_without_sentences_is_refused():
-    with pytest.raises(ValueError, match="no sentences for the goals 'sequence'"):
+    with pytest.raises(ValueError, match="no instructions for the goals 'sequence'"):
         ParticleTask(1, goals=["simple", "sequence"], instructions={"cluster()": ["gather"]})
 
 
@@ -105,15 +107,15 @@ def test_a_share_of_the_episodes_goes_on_in_the_same_world():
     env.reset(seed=1)
     stayed = ended = 0
     for _ in range(60):
-        before = env.worlds.sim.radius.copy()
+        before = env.task.sim.radius.copy()
         _, _, terminated, truncated, _ = env.step(env.expert_actions())
         for b in np.flatnonzero(terminated | truncated):
             ended += 1
-            same = np.array_equal(env.worlds.sim.radius[b], before[b])
+            same = np.array_equal(env.task.sim.radius[b], before[b])
             stayed += same
-            plan, start = env.worlds.goals[b], env.worlds.initial[[b]]
-            assert env.worlds.steps[b] == 0 and G.is_feasible_start(plan, start, env.worlds.size)
-            assert not G.is_success(plan.goals[0], start, start, env.worlds.size)[0]
+            plan, start = env.task.goals[b], env.task.initial[[b]]
+            assert env.task.steps[b] == 0 and G.is_feasible_start(plan, start, env.task.size)
+            assert not G.is_success(plan.goals[0], start, start, env.task.size)[0]
     assert ended > 150 and 0.3 < stayed / ended < 0.6
 
 
@@ -182,10 +184,10 @@ def test_the_splits_share_no_sentence_with_training():
 
 
 def test_an_agent_is_measured_on_what_it_was_trained_for():
-    assert particles.splits_for([]) == ["seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "long_horizon"]
+    simple = ["seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap"]
+    assert particles.splits_for([]) == [*simple, "long_horizon"]
     assert particles.splits_for(["simple", "per_object"]) == [
-        "seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "per_object", "per_object_held_out",
-        "cross_lingual", "long_horizon"]
+        *simple, "per_object", "per_object_held_out", "cross_lingual", "long_horizon"]
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------
@@ -204,30 +206,34 @@ def test_the_expert_does_every_split():
 
 def test_a_chain_ends_at_the_first_goal_missed():
     """An expert that stands still from the third goal of every second chain on: 5 and 2 goals in a row."""
-    count = {}
+    env, num_tasks = ParticleVectorEnv(8), np.zeros(8, int)
 
-    def act(worlds, running):
-        actions = expert.expert_actions(worlds)
-        for b in running:
-            count.setdefault(b, []).append((str(worlds.goals[b]), worlds.steps[b]))
-            if b % 2 and sum(step == 0 for _, step in count[b]) > 2:
-                actions[b] = expert.noop_actions(worlds)[b]
-        return actions[running]
+    def act(obs, envs):
+        actions = env.expert_actions()
+        num_tasks[envs] += env.task.steps[envs] == 0
+        idle = (np.arange(8) % 2 == 1) & (num_tasks > 2)
+        actions[idle] = env.noop_actions()[idle]
+        return actions[envs]
 
-    chain = particles._long_horizon(lambda n: ParticleTask(n), act, 8, 8)
-    assert chain["mean"] == 3.5 and [link["k"] for link in chain["tasks_in_a_row"]] == [8, 8, 4, 4, 4]
+    chain = particles.tasks_in_a_row(env, act, 8 + np.arange(8), env.round_robin_goals(8), 8)
+    assert chain["mean"] == 3.5 and [rate["k"] for rate in chain["tasks_in_a_row"]] == [8, 8, 4, 4, 4]
 
 
 def test_swap_counts_the_true_goal_at_any_step():
     """An agent that ignores the sentence and heats: of two worlds set up for heating, both are heated."""
-    def act(worlds, running):
-        actions = expert.noop_actions(worlds)[running]
+    instructions = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
+    env = ParticleVectorEnv(10, goals=list(instructions), instructions=instructions)
+
+    def act(obs, envs):
+        actions = env.noop_actions()[envs]
         actions[:, 0], actions[:, 2:4], actions[:, 4:6] = ActionType.APPLY_HEAT, 32, (5, 64)
         return actions
 
-    instructions = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
-    measured = particles._instruction_swap(lambda n: ParticleTask(n, goals=list(instructions), instructions=instructions), act, 10, 0)
-    assert measured["original"]["k"] == measured["original_if_instructed"]["k"] == 5         # every second one asks for heat
+    seeds, goals = np.arange(10), env.round_robin_goals(10)
+    instructed, texts = particles.sample_swaps(env, seeds, goals, 0)
+    assert all(text in instructions[str(goal)] for text, goal in zip(texts, instructed, strict=True))
+    measured = evaluation.instruction_swap(env, act, seeds, goals, instructed, texts)
+    assert measured["original"]["k"] == measured["original_if_instructed"]["k"] == 5     # every second goal is heat()
     assert measured["instructed"]["k"] == 5 and measured["gap"] == 0
 
 
@@ -237,7 +243,7 @@ def test_evaluate_all_splits_of_an_agent(saved, capsys, tmp_path):
     figures = json.loads((tmp_path / "a.json").read_text())
     assert figures["held_out_en"]["sampled"]["n"] == 3 and len(figures["long_horizon"]["expert"]["tasks_in_a_row"]) == 5
     out = capsys.readouterr().out
-    assert "held_out_ko" in out and "chain: 5 in a row" in out
+    assert "held_out_ko" in out and "long_horizon: 5 in a row" in out
     assert evaluate.main(["--model", str(saved), "--split", "heldout"]) == 2
     assert "unknown split 'heldout': choose from held_out," in capsys.readouterr().err
 

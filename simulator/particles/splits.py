@@ -1,49 +1,63 @@
-"""The particle world as simulator.registry wants it, and how far an agent's understanding goes in it: the splits of an
-evaluation, each k of n episodes with fixed seeds.
+"""The particles as an environment family, and their evaluation splits: each k of n episodes with fixed seeds.
 
-    seen                     the simple goals, and amounts if trained; sentences of training
-    held_out_en, _ko         the same goals, in phrasing families kept out of training
-    perturbed                the same, each held-out sentence with a `language.corrupt_text`
-    new_words                held-out sentences whose key words training never shows
-    swap                     a world set up for one (true) goal, a sentence for another (spoken) goal
-    by_particle              single particles, by their colours; sentences of training
-    by_particle_held_out     the same goals, in held-out phrasing families
-    pair                     the same, goals that training sees in the other language only
-    plans                    two goals at once or in order; sentences of training
-    plans_held_out           the same, in held-out phrasing families
-    composition              the same, of kinds that training never combines
-    chain                    five goals, one after another in one world; sentences of training
+    seen                     simple goals, and quantified ones if trained; instructions of training
+    held_out_en, _ko         the same goals, in template families that are held out of training
+    perturbed                the same, each held-out instruction changed by `corrupt_text`
+    unseen_words             held-out instructions whose key words never occur in training
+    instruction_swap         an instruction for another goal than the one that the env was set up for
+    per_object               goals of single particles, named by their colours; instructions of training
+    per_object_held_out      the same goals, in held-out template families
+    cross_lingual            the same, goals that training has in the other language only
+    multi_goal               two goals at once or in order; instructions of training
+    multi_goal_held_out      the same, in held-out template families
+    compositional            the same, of kinds that training never combines
+    long_horizon             five goals, one after another in one env; instructions of training
 
-In `swap` success at the spoken goal should stay and success at the true goal collapse: an agent that only looks at the
-picture would do as well as with the true sentence. `chain` is scored as CALVIN does (Mees et al. 2022,
-arXiv:2112.03227): a chain ends at the first goal missed; each goal is one that is fair to ask (`goals.fair`) in the
-world as the one before has left it.
+`instruction_swap`: see `simulator.evaluation.instruction_swap`. `long_horizon` is scored as in CALVIN (Mees et al.
+2022, arXiv:2112.03227): a sequence of tasks ends at the first goal that is missed. Each goal is feasible in the state
+that the one before left.
 """
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
-import torch
 
-from simulator.commands import CorpusError, corpus_hash, corrupt_text, load_instructions
-from simulator.evaluation import success_rate
-from simulator.particles import expert
+from simulator.api import EnvFamily
+from simulator.commands import corrupt_text
+from simulator.evaluation import (
+    POLICY_ACTORS,
+    Actor,
+    blocks,
+    instruction_swap,
+    reset_block,
+    run_actors,
+    run_episodes,
+    run_until_done,
+    success_rate,
+)
 from simulator.particles import goals as G
-from simulator.particles.env import ParticleEnv, ParticleTask, ParticleVectorEnv, instructions_by_goal
+from simulator.particles.commands import corpus_hash, instructions_by_goal, training_instructions
+from simulator.particles.env import ParticleEnv, ParticleVectorEnv
+from simulator.particles.task import MAX_GOAL_ATTEMPTS, ParticleTask
 
-SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "per_object", "per_object_held_out",
-          "cross_lingual", "multi_goal", "multi_goal_held_out", "compositional", "long_horizon")
+SPLITS = ("seen", "held_out_en", "held_out_ko", "perturbed", "unseen_words", "instruction_swap", "per_object",
+          "per_object_held_out", "cross_lingual", "multi_goal", "multi_goal_held_out", "compositional", "long_horizon")
+REQUIRED_GROUP = {"per_object": "per_object", "per_object_held_out": "per_object", "cross_lingual": "per_object",
+                  "multi_goal": "conjunction", "multi_goal_held_out": "conjunction", "compositional": "conjunction"}
 TASKS_IN_A_ROW = 5
-NUM_ENVS = 128        # side by side
+NUM_ENVS = 128
+NUM_TRIAL_ENVS = 64     # reset once before training, to find goals without a start state
 
 
-def splits_for(goals):
-    """The splits that make sense for an agent that was trained on `goals` (as `env.goals`)."""
-    sets = {goal if goal in G.GOAL_GROUPS else G.goal_group(G.parse(goal)) for goal in goals or ["simple"]}
-    needs = {"per_object": "per_object", "per_object_held_out": "per_object", "cross_lingual": "per_object",
-             "multi_goal": "conjunction", "multi_goal_held_out": "conjunction", "compositional": "conjunction"}
-    return [split for split in SPLITS if needs.get(split, "simple") in sets]
+def splits_for(goals: Sequence[str]) -> list[str]:
+    """Return the splits that fit a policy that was trained on `goals`, the config key `env.goals`."""
+    groups = {goal if goal in G.GOAL_GROUPS else G.goal_group(G.parse(goal)) for goal in goals or ["simple"]}
+    return [split for split in SPLITS if REQUIRED_GROUP.get(split, "simple") in groups]
 
 
-def split_spec(split, goals):
-    """-> the goals of a split (as of `Worlds`) and its sentences {goal: [text]}, for an agent trained on `goals`."""
+def split_spec(split: str, goals: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the goal groups of a split and its instructions {goal: texts}, for a policy trained on `goals`."""
     single_goals = ["simple", "quantified"] if "quantified" in goals else ["simple"]
     match split:
         case "held_out_en" | "held_out_ko":
@@ -51,160 +65,152 @@ def split_spec(split, goals):
         case "perturbed":
             rng = np.random.default_rng(0)
             return single_goals, {goal: [corrupt_text(text, rng) for text in texts]
-                           for goal, texts in instructions_by_goal("held_out").items()}
+                                  for goal, texts in instructions_by_goal("held_out").items()}
         case "unseen_words":
             return ["simple"], instructions_by_goal("unseen_words")
-        case "per_object" | "cross_lingual":
-            return ["per_object"], instructions_by_goal("cross_lingual" if split == "cross_lingual" else "train")
+        case "per_object":
+            return ["per_object"], instructions_by_goal()
+        case "cross_lingual":
+            return ["per_object"], instructions_by_goal("cross_lingual")
         case "per_object_held_out":
             return ["per_object"], instructions_by_goal("held_out")
-        case "multi_goal" | "multi_goal_held_out" | "compositional":
-            of = {"multi_goal": "train", "multi_goal_held_out": "held_out"}.get(split, split)
-            return ["conjunction", "sequence"], instructions_by_goal(of)
+        case "multi_goal":
+            return ["conjunction", "sequence"], instructions_by_goal()
+        case "multi_goal_held_out":
+            return ["conjunction", "sequence"], instructions_by_goal("held_out")
+        case "compositional":
+            return ["conjunction", "sequence"], instructions_by_goal("compositional")
     return single_goals, instructions_by_goal()
 
 
-def make_actors(policy, seed):
-    """{name: act(worlds, running) -> actions [len(running),7]}."""
-    rng = np.random.default_rng(seed)
+def evaluate(split: str, settings: Mapping[str, Any], policy: Any, episodes: int, seed: int,
+             trained_on: Sequence[str] = (), names: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return {actor: result} of one split. A result is a success rate. For instruction_swap and long_horizon it is a
+    dict of several: see `simulator.evaluation.instruction_swap` and `tasks_in_a_row`.
 
-    def agent(deterministic):
-        def act(task, running):
-            obs = {"image": task.render(running), "goal": tuple(task.texts[b] for b in running)}
-            return policy.act(obs, deterministic)[0].cpu().numpy()
-        return act
-
-    return {"greedy": agent(True), "sampled": agent(False),
-            "no-op": lambda task, running: expert.noop_actions(task)[running],
-            "random": lambda task, running: expert.random_actions(task, rng)[running],
-            "expert": lambda task, running: expert.expert_actions(task)[running]}
-
-
-def run_until_done(task, act, running, monitor_goal=None):
-    """Lets the `running` worlds (indices) go on until success or their time is up -> bool [B]: success, and whether
-    the single-goal Plans `watch` [B], if given, held at some step."""
-    success, monitor_success = np.zeros((2, len(task.goals)), bool)
-    while len(running):
-        actions = expert.noop_actions(task)
-        actions[running] = act(task, running)
-        _, success_now, truncated, _ = task.step(actions)
-        success[running] |= success_now[running]
-        for b in running if monitor_goal else ():
-            at = task.current[[b]], task.initial[[b]]
-            monitor_success[b] |= G.is_success(monitor_goal[b].goals[0], *at, task.size)[0]
-        running = running[~(success_now | truncated)[running]]
-    return success, monitor_success
-
-
-def batched(count):
-    """The episodes 0..count-1 in blocks of WORLDS."""
-    return np.split(np.arange(count), range(NUM_ENVS, count, NUM_ENVS))
-
-
-def evaluate(split, settings, policy, episodes, seed, trained_on=(), names=None):
-    """One split -> {actor: share}; of `swap` {actor: {"true", "spoken", "gap"}}, of `chain` {actor: {"links": shares of
-    1..5 goals in a row, "mean": average number of goals reached}}.
-
-    `settings` are those of `Worlds` but for goals and sentences; `names` are the actors' (default: all)."""
+    `settings` are the parameters of ParticleTask but for goals and instructions; `trained_on` is the config key
+    `env.goals`; `names` selects actors of `simulator.evaluation.make_actors`.
+    """
     goals, instructions = split_spec(split, trained_on)
-    make = lambda count: ParticleTask(count, goals=goals, instructions=instructions, **settings)
-    evaluate_one = {"instruction_swap": _instruction_swap, "long_horizon": _long_horizon}.get(split, _success)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return {name: evaluate_one(make, act, episodes, seed) for name, act in make_actors(policy, seed).items()
-                if names is None or name in names}
+    env = ParticleVectorEnv(min(episodes, NUM_ENVS), goals=goals, instructions=instructions, **settings)
+    return run_actors(make_evaluation(split, env, episodes, seed), env, policy, seed, names)
 
 
-def _start_episodes(make, block, seed):
-    """Worlds for the episodes of a block, whose goals go round all that is asked in equal shares."""
-    task = make(len(block))
-    task.seeds[:] = seed + block
-    task.start_episode(np.arange(len(block)), task.round_robin(block))
-    return task
+def make_evaluation(split: str, env: ParticleVectorEnv, episodes: int, seed: int):
+    """Return the function actor -> result of a split. The goals cycle through those of the env."""
+    seeds = seed + np.arange(episodes)
+    goals = env.round_robin_goals(episodes)
+    if split == "instruction_swap":
+        instructed, texts = sample_swaps(env, seeds, goals, seed)
+        return lambda act: instruction_swap(env, act, seeds, goals, instructed, texts)
+    if split == "long_horizon":
+        return partial(tasks_in_a_row, env, seeds=seeds, goals=goals, seed=seed)
+    return lambda act: success_rate(run_episodes(env, act, seeds, goals)["success"].sum(), episodes)
 
 
-def _success(make, act, episodes, seed):
-    done = [run_until_done(_start_episodes(make, block, seed), act, np.arange(len(block)))[0] for block in batched(episodes)]
-    return success_rate(np.concatenate(done).sum(), episodes)
+# --- instruction_swap -------------------------------------------------------------------------------------------
+def sample_swaps(env: ParticleVectorEnv, seeds: np.ndarray, goals: Sequence[G.Plan],
+                 seed: int) -> tuple[list[G.Plan], list[str]]:
+    """Return another goal for each episode, and an instruction for it."""
+    instructed, texts = [], []
+    for episodes in blocks(len(seeds), env.num_envs):
+        reset_block(env, episodes, seeds, goals=goals)
+        for b, episode in enumerate(episodes):
+            rng = np.random.default_rng([seed, episode])
+            instructed.append(sample_other_goal(env.task, b, rng))
+            texts.append(env.sample_instruction(instructed[-1], rng))
+    return instructed, texts
 
 
-def _instruction_swap(make, act, episodes, seed):
-    instructed_success, original_success, instructed = [], [], []
-    for block in batched(episodes):
-        all_envs = np.arange(len(block))
-        instructed.append(run_until_done(_start_episodes(make, block, seed), act, all_envs)[0])
-        task = _start_episodes(make, block, seed)
-        right = list(task.goals)
-        rngs = [np.random.default_rng([seed, b]) for b in block]
-        wrong = [_other(task, b, rng) for b, rng in enumerate(rngs)]
-        task.set_goals(all_envs, wrong, [task.sample_instruction(goal, rng) for goal, rng in zip(wrong, rngs, strict=True)])
-        success, monitor_success = run_until_done(task, act, all_envs, monitor_goal=right)
-        instructed_success.append(success)
-        original_success.append(monitor_success)
-    throughput = {name: success_rate(np.concatenate(done).sum(), episodes)
-             for name, done in (("instructed", instructed_success), ("original", original_success), ("original_if_instructed", instructed))}
-    return throughput | {"gap": throughput["original_if_instructed"]["rate"] - throughput["original"]["rate"]}
+def sample_other_goal(task: ParticleTask, b: int, rng: np.random.Generator) -> G.Plan:
+    """Return a goal that differs from that of env b in kind or argument, and is feasible there if one is found."""
+    own = task.goals[b].goals[0]
+    drawn = [task.sample_goal(rng) for _ in range(MAX_GOAL_ATTEMPTS)]
+    others = [plan for plan in drawn
+              if (plan.goals[0].kind, plan.goals[0].argument) != (own.kind, own.argument)]
+    return next((plan for plan in others if task.is_feasible(plan, b)), others[0])
 
 
-def _other(task, b, rng):
-    """Another goal than world b's own; one that is fair to ask there, if any is found."""
-    alike = lambda plan: (plan.goals[0].kind, plan.goals[0].argument) == own
-    own = task.goals[b].goals[0].kind, task.goals[b].goals[0].argument
-    drawn = [plan for _ in range(50) if (plan := task.sample_goal(rng)) and not alike(plan)]
-    return next((plan for plan in drawn if G.is_feasible_start(plan, task.current[[b]], task.size)), drawn[0])
+# --- long_horizon -----------------------------------------------------------------------------------------------
+def tasks_in_a_row(env: ParticleVectorEnv, act: Actor, seeds: np.ndarray, goals: Sequence[G.Plan],
+                   seed: int) -> dict[str, Any]:
+    """Run sequences of five tasks, which begin with `goals` [n].
 
-
-def _long_horizon(make, act, episodes, seed):
-    length = np.zeros(episodes, int)
-    for block in batched(episodes):
-        task, running = _start_episodes(make, block, seed), np.arange(len(block))
+    Returns {"tasks_in_a_row": success rates of 1..5 tasks, "mean": the mean number of tasks}.
+    """
+    count = np.zeros(len(seeds), int)
+    for episodes in blocks(len(seeds), env.num_envs):
+        obs = reset_block(env, episodes, seeds, goals=goals)
+        running = np.arange(len(episodes))
         for i in range(TASKS_IN_A_ROW):
             if i:
-                rngs = [np.random.default_rng([seed, block[b], i]) for b in running]
-                asked = [task.sample_goal(rng, b) or task.sample_goal(rng) for b, rng in zip(running, rngs, strict=True)]
-                task.set_goals(running, asked, [task.sample_instruction(goal, rng) for goal, rng in zip(asked, rngs, strict=True)])
-            success, _ = run_until_done(task, act, running)
-            running = running[success[running]]
-            length[block[running]] += 1
-    return {"tasks_in_a_row": [success_rate((length >= n).sum(), episodes) for n in range(1, TASKS_IN_A_ROW + 1)], "mean": float(length.mean())}
+                rngs = [np.random.default_rng([seed, episodes[b], i]) for b in running]
+                obs = env.set_goals(running, *sample_next_tasks(env.task, running, rngs))
+            running = running[run_until_done(env, act, obs, running)["success"]]
+            count[episodes[running]] += 1
+    rates = [success_rate((count >= n).sum(), len(seeds)) for n in range(1, TASKS_IN_A_ROW + 1)]
+    return {"tasks_in_a_row": rates, "mean": float(count.mean())}
 
 
-# --- as simulator.registry wants it ---------------------------------------------------------------------------------
-describe = ParticleEnv.describe
+def sample_next_tasks(task: ParticleTask, envs: np.ndarray,
+                      rngs: Sequence[np.random.Generator]) -> tuple[list[G.Plan], list[str]]:
+    """Return a goal for each of `envs`, feasible in its present state if one is found, and an instruction for it."""
+    pairs = list(zip(envs, rngs, strict=True))
+    goals = [task.sample_feasible_goal(rng, b) or task.sample_goal(rng) for b, rng in pairs]
+    texts = [task.sample_instruction(goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
+    return goals, texts
 
 
-def instructions(config):
-    for path in config.env.instructions:
-        if not any(row["split"] == "train" for row in load_instructions(path)):
-            raise CorpusError(f"{path} has no sentence for training: its rows need \"split\": \"train\"")
-    return instructions_by_goal("train", None, tuple(config.env.instructions))
+# --- simulator.api.EnvFamily ------------------------------------------------------------------------------------
+class ParticleFamily(EnvFamily):
+    """The environment family "particles" of the registry: see simulator.api.EnvFamily."""
+    settings_groups = ("world", "physics")
+    SPLITS = SPLITS
+
+    def make_vector(self, config: Mapping[str, Any], num_envs: int) -> ParticleVectorEnv:
+        """Return a vector env. GoalError: a goal has no start state, or is unknown. CorpusError: bad instructions."""
+        settings = self._settings(config) | {"goals": config.env.goals, "continue_prob": config.env.continue_prob,
+                                             "instructions": self.instructions(config)}
+        trial = ParticleVectorEnv(NUM_TRIAL_ENVS, **settings)
+        trial.reset(seed=0, options={"goals": trial.round_robin_goals(NUM_TRIAL_ENVS)})
+        return ParticleVectorEnv(num_envs, **settings)
+
+    def _settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
+
+    def make_single(self, config: Mapping[str, Any], max_steps: int | None = None,
+                    instructions: Mapping[str, Sequence[str]] | None = None, image_width: int = 512) -> ParticleEnv:
+        """Return one env whose `render()` is about `image_width` pixels wide. `config` may lack groups, as those of
+        old checkpoints do."""
+        world = config.get("world", {})
+        scale = max(1, image_width // max(world.get("width", 64), world.get("height", 64)))
+        return ParticleEnv(render_scale=scale, max_steps=max_steps or config.get("env", {}).get("max_steps", 32),
+                           physics=dict(config.get("physics", {})), instructions=instructions, **world)
+
+    def instructions(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return {goal: texts} for training. CorpusError: one of `env.instructions` cannot be used."""
+        return training_instructions(config.env.instructions)
+
+    def instructions_hash(self, config: Mapping[str, Any]) -> str:
+        """Return the hash of the corpus and of the files `env.instructions`."""
+        return corpus_hash(config.env.instructions)
+
+    def describe_action(self, action: np.ndarray) -> str:
+        """Return an action in a few English words."""
+        return ParticleEnv.describe(action)
+
+    describe = describe_action      # old name
+
+    def eval_splits(self, config: Mapping[str, Any]) -> list[str]:
+        """Return the splits that fit a policy that was trained with this config."""
+        return splits_for(config.env.goals)
+
+    def evaluate_split(self, split: str, config: Mapping[str, Any], policy: Any, episodes: int, seed: int,
+                       baselines: bool = True) -> dict[str, dict[str, Any]]:
+        """Return {actor: result}: see `evaluate`. Without `baselines` only the policy is run."""
+        names = None if baselines else POLICY_ACTORS
+        return evaluate(split, self._settings(config), policy, episodes, seed, config.env.goals, names)
 
 
-def instructions_hash(config):
-    return corpus_hash(config.env.instructions)
-
-
-def make_env(config, num_envs):
-    settings = {"goals": config.env.goals, "continue_prob": config.env.continue_prob, "instructions": instructions(config),
-                "max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
-    trial = ParticleVectorEnv(64, **settings)      # worlds that cannot be started are refused now
-    trial.reset(seed=0, options={"goals": trial.round_robin_goals(64)})
-    return ParticleVectorEnv(num_envs, **settings)
-
-
-def eval_splits(config):
-    return splits_for(config.env.goals)
-
-
-def evaluate_split(split, config, policy, episodes, seed, baselines=True):
-    task = {"max_steps": config.env.max_steps, "physics": dict(config.physics), **config.world}
-    names = None if baselines else ("greedy", "sampled")
-    return evaluate(split, task, policy, episodes, seed, config.env.goals, names)
-
-
-def make_single(config, max_steps=None, instructions=None, side=512):
-    """`config` may lack what an older checkpoint did not have; the picture for people is about `side` pixels wide."""
-    world = config.get("world", {})
-    scale = max(1, side // max(world.get("width", 64), world.get("height", 64)))
-    return ParticleEnv(render_scale=scale, max_steps=max_steps or config.get("env", {}).get("max_steps", 32),
-                       physics=dict(config.get("physics", {})), instructions=instructions, **world)
+FAMILY = ParticleFamily()
+make_single = FAMILY.make_single        # old path
