@@ -46,7 +46,8 @@ def test_reward_that_collapses_is_said_once():
 
 
 def test_the_run_prints_them(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracker, "training_warnings", lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
+    monkeypatch.setattr(tracker, "training_warnings",
+                        lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
     assert train_vlm.main(["vlm_tiny", "debug", "rl.iterations=1", "parser.samples=0", "eval.episodes=4",
                            f"train.output_dir:={tmp_path}"]) == 0
     assert capsys.readouterr().err.count("warning: row 2") == 1
