@@ -1,35 +1,47 @@
-"""The PPO core on a problem whose answer is known: CartPole-v1 (`make test-slow`).
+"""PPO on a problem with a known solution: CartPole-v1 (`make test-slow`).
 
-The same collect, compute_gae and ppo_loss as the VLM's trainer, with a small MLP policy; the hyper-parameters are
-those of the RL Baselines3 Zoo for CartPole.
+The collect, the learner and the PPO updates are those of the trainer, with a small MLP policy. The hyper-parameters are
+those of the RL Baselines3 Zoo for CartPole: a minibatch is a whole rollout, learning rate and clip ratio fall linearly.
 """
+from types import SimpleNamespace
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from dataset import minibatches
-from models.training.losses import compute_gae, normalize, ppo_loss
+from models.training.learner import Learner
+from models.training.ppo import update_ppo
 from simulator.rollout import collect
 
 
 class MLPPolicy(nn.Module):
+    parsed_goal, device = None, torch.device("cpu")
+
     def __init__(self):
         super().__init__()
-        net = lambda out: nn.Sequential(  # noqa: E731
+        net = lambda out: nn.Sequential(
             nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, out))
         self.actor, self.critic = net(2), net(1)
 
-    def parts(self, obs):
+    def parameter_groups(self):
+        return {"action": list(self.actor.parameters()), "value": list(self.critic.parameters())}
+
+    def forward_obs(self, obs):
         obs = torch.as_tensor(obs, dtype=torch.float32)
         return torch.distributions.Categorical(logits=self.actor(obs)), self.critic(obs).squeeze(-1)
 
     def act(self, obs, deterministic=False):
-        distribution, values = self.parts(obs)
+        distribution, values = self.forward_obs(obs)
         actions = distribution.probs.argmax(-1) if deterministic else distribution.sample()
         return actions, distribution.log_prob(actions), values
+
+    def evaluate_actions(self, obs, actions):
+        distribution, values = self.forward_obs(obs)
+        return distribution.log_prob(actions), distribution.entropy(), values
 
 
 def cartpole(count):
@@ -39,29 +51,20 @@ def cartpole(count):
 def train_cartpole(seed, total=100_000, envs=8, steps=32):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
+    rl = SimpleNamespace(gamma=0.98, gae_lambda=0.8, clip_ratio=0.2, value_coef=0.5, entropy_coef=0.0, update_epochs=20,
+                         target_kl=float("inf"))
+    train = SimpleNamespace(lr=1e-3, weight_decay=0.0, batch_size=envs * steps, grad_accum_steps=1, max_grad_norm=0.5)
+    settings = SimpleNamespace(rl=rl, train=train, bc=None)
     env, policy = cartpole(envs), MLPPolicy()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    learner = Learner(Accelerator(cpu=True), policy, settings)
     obs, _ = env.reset(seed=seed)
     episode_stats = np.zeros((2, envs))
     for done in range(0, total, envs * steps):
         left = 1 - done / total
-        optimizer.param_groups[0]["lr"] = 1e-3 * left
-        rollout, obs = collect(env, policy, obs, steps, episode_stats)
-        advantages, returns = compute_gae(rollout.rewards, rollout.values, rollout.next_values, rollout.terminated,
-                                          rollout.truncated, gamma=0.98, gae_lambda=0.8)
-        flat = torch.as_tensor(rollout.flat_obs())
-        for _ in range(20):
-            for b in minibatches(envs * steps, 256, generator):
-                distribution, values = policy.parts(flat[b])
-                actions = rollout.actions.flatten()[b]
-                loss, _ = ppo_loss(distribution.log_prob(actions), rollout.log_probs.flatten()[b],
-                                   normalize(advantages.flatten()[b]), values, returns.flatten()[b],
-                                   distribution.entropy(), clip_ratio=max(0.2 * left, 1e-3), value_coef=0.5,
-                                   entropy_coef=0.0)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
-                optimizer.step()
+        rl.clip_ratio = max(0.2 * left, 1e-3)
+        learner.set_learning_rates({"action": 1e-3 * left, "value": 1e-3 * left})
+        rollout, obs = collect(env, learner.actor, obs, steps, episode_stats)
+        update_ppo(learner, rollout, settings, generator)
     return policy
 
 

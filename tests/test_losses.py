@@ -1,5 +1,8 @@
 """The arithmetic of PPO, worked by hand. Each test names the mistake it would catch."""
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,9 +110,14 @@ def test_explained_variance():
 
 
 def test_bc_loss_by_hand():
-    """Log-probabilities -1 and -3: 2; looked -0.5 and 0: 0.25, 5 times; two words at even odds: 2 log 2, 4 times."""
+    """Log-probabilities -1 and -3: 2; attention -0.5 and 0: 0.25; two slots at even odds: 2 log 2."""
     loss, metrics = bc_loss(torch.tensor([-1.0, -3.0]), torch.tensor([-0.5, 0.0]), torch.zeros(2, 2),
-                            torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+                            torch.tensor([[1.0, 0.0], [0.0, 0.0]]), attention_coef=5.0, parser_coef=4.0)
     assert abs(metrics["train/bc_loss"].item() - 2) < 1e-6 and abs(metrics["train/attention_loss"].item() - 0.25) < 1e-6
     assert abs(metrics["train/parser_loss"].item() - 2 * math.log(2)) < 1e-6
     assert abs(loss.item() - (2 + 1.25 + 8 * math.log(2))) < 1e-6
+
+
+def test_importing_the_losses_does_not_load_transformers():
+    code = "import sys, models.training.losses; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

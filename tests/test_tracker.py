@@ -1,10 +1,14 @@
 """What a run leaves behind: the words of warning, and W&B's own file read back."""
 import json
 import struct
+import sys
+import types
 
 import pytest
 
+import config
 import train_vlm
+from models.training import tracker
 from models.training.tracker import training_warnings
 
 
@@ -29,7 +33,7 @@ def test_a_real_run_says_that_its_kl_explodes(capsys, tmp_path):
     assert train_vlm.main(["vlm_tiny", "debug", "parser.samples=0", "bc.epochs=0", "rl.critic_warmup=0",
                            "train.lr=0.1", "train.head_lr=0.1", "eval.episodes=4", "train.batch_size=4",
                            f"train.output_dir:={tmp_path}"]) in (0, 2)
-    assert "watch out: KL explodes" in capsys.readouterr().err
+    assert "warning: KL explodes" in capsys.readouterr().err
     assert "train/kl_early_stop" in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -38,14 +42,37 @@ def test_reward_that_collapses_is_said_once():
     rows = [ppo(0.8)] * 5 + [ppo(0.0)] * 5
     said = [n for n in range(1, 11) if training_warnings(rows[:n], 0.02)]
     assert said == [8]
-    assert "succeed in 32 %, and did in 80 %" in training_warnings(rows[:8], 0.02)[0]
+    assert "32 % of the rollouts' episodes, after 80 %" in training_warnings(rows[:8], 0.02)[0]
 
 
 def test_the_run_prints_them(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_vlm, "training_warnings", lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
+    monkeypatch.setattr(tracker, "training_warnings",
+                        lambda rows, target: [f"row {len(rows)}"] if len(rows) == 2 else [])
     assert train_vlm.main(["vlm_tiny", "debug", "rl.iterations=1", "parser.samples=0", "eval.episodes=4",
                            f"train.output_dir:={tmp_path}"]) == 0
-    assert capsys.readouterr().err.count("watch out: row 2") == 1
+    assert capsys.readouterr().err.count("warning: row 2") == 1
+
+
+def test_without_wandb_it_is_one_line_before_anything_is_built(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(train_vlm, "make_env", None)
+    out = tmp_path / "out"
+    assert train_vlm.main(["vlm_tiny", "log.wandb=offline", f"train.output_dir={out}"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "pip install 'flexibleworld[wandb]'" in line and not out.exists()
+
+
+def test_a_resumed_run_keeps_its_wandb_run(tmp_path, monkeypatch):
+    started = []
+    fake = types.ModuleType("wandb")
+    fake.Error = RuntimeError
+    fake.init = lambda **options: started.append(options) or types.SimpleNamespace(id=options.get("id") or "abc123")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    settings = config.load(["vlm_tiny", "log.wandb=offline"]).log
+    first = tracker.MetricsLogger(tmp_path, settings, {})
+    assert first.wandb_id == "abc123" and "id" not in started[0]
+    again = tracker.MetricsLogger(tmp_path, settings, {}, wandb_id=first.wandb_id)
+    assert (started[1]["id"], started[1]["resume"], again.wandb_id) == ("abc123", "allow", "abc123")
 
 
 def records(path):

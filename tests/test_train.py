@@ -1,4 +1,5 @@
 """The real `main`: train, resume, stop, and every kind of bad input."""
+import errno
 import json
 import os
 import re
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import config
 import train_vlm
 from models import checkpoint
-from models.training import learner
+from models.training import learner, run_state
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["vlm_tiny", "debug", "rl.iterations=3", "eval.episodes=4", "train.threads=1"]
@@ -26,7 +28,7 @@ def run(folder, *words):
 def metrics(folder):
     """The rows of metrics.jsonl without what a clock says."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{seed_key_: value for seed_key_, value in row.items() if not seed_key_.startswith(("time/", "system/"))} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(("time/", "system/"))} for row in rows]
 
 
 def weights(path):
@@ -47,7 +49,9 @@ def trained(tmp_path_factory):
 def test_leaves_what_it_promises(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"vlm_best.pt", "vlm_best.json", "vlm_final.pt", "vlm_state.pt", "metrics.jsonl", "curves.png",
-            "eval.json", "episodes.gif"} <= names
+            "eval.json", "episodes.gif", "config.yaml"} <= names
+    assert config.load([str(trained / "config.yaml")]).to_dict() == config.load([
+        *SMALL, f"train.output_dir:={trained}"]).to_dict()
     figures = json.loads((trained / "eval.json").read_text())
     for policy in (figures["policy"]["sampled"], figures["baselines"]["expert"]):
         assert {"k", "n", "rate", "low", "high", "per_goal"} <= policy.keys()
@@ -109,9 +113,9 @@ def test_second_run_keeps_the_first(trained, tmp_path):
     assert run(tmp_path, "rl.iterations=0") == 0
     first = (tmp_path / "metrics.jsonl").read_text()
     assert run(tmp_path, "rl.iterations=0", "seed=3") == 0
-    [older] = (tmp_path / "older").iterdir()
-    assert (older / "metrics.jsonl").read_text() == first
-    assert (older / "vlm_best.pt").exists()
+    [previous] = (tmp_path / "previous_runs").iterdir()
+    assert (previous / "metrics.jsonl").read_text() == first
+    assert (previous / "vlm_best.pt").exists()
 
 
 def bad(capsys, *words, says):
@@ -147,8 +151,68 @@ def test_bad_input(capsys, tmp_path, trained):
     assert not (tmp_path / "out" / "vlm_state.pt").exists()
 
 
+@pytest.mark.parametrize(("word", "says"), [
+    ("train.output_dir=/proc/nowhere", "cannot write to train.output_dir='/proc/nowhere'"),
+    ("device=mps", "device=mps is not available on this machine: use device=cpu"),
+    ("bc.data=/no/such.hdf5", "no demonstrations at /no/such.hdf5"),
+])
+def test_cheap_checks_come_before_env_and_model(capsys, tmp_path, monkeypatch, word, says):
+    monkeypatch.setattr(train_vlm, "make_env", None)
+    monkeypatch.setattr(train_vlm, "build_policy", None)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    pytest.importorskip("h5py")
+    words = ["vlm_tiny", "robosuite_lift", f"train.output_dir={tmp_path / 'out'}", word]
+    bad(capsys, *words, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(capsys, tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_state.fcntl, "flock", fail)
+    with train_vlm.lock_output_dir(tmp_path):
+        pass
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "cannot be locked" in line
+
+
+def test_the_length_of_a_cloning_iteration_cannot_change_on_resume(capsys, tmp_path):
+    for stage, refused in (("bc", True), ("ppo", False)):
+        state = tmp_path / f"{stage}.pt"
+        meta = {"config": config.load(SMALL).to_dict(), "progress": {"stage": stage}}
+        checkpoint.save(state, meta, {}, {})
+        if refused:
+            bad(capsys, f"train.resume={state}", "rl.rollout_steps=16", says="rl.rollout_steps.*leave out")
+        else:
+            assert train_vlm.read_config([f"train.resume={state}", "rl.rollout_steps=16"])[0].rl.rollout_steps == 16
+
+
+def test_a_second_ctrl_c_stops_at_once(capsys, tmp_path, monkeypatch):
+    """The first one is a flag, the second one ends the run in one line that names the last save."""
+    def twice(run):
+        (tmp_path / "vlm_state.pt").touch()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(train_vlm, "run_stages", twice)
+    assert run(tmp_path) == 130
+    err = capsys.readouterr().err.strip().splitlines()
+    state = tmp_path / "vlm_state.pt"
+    assert err[-1] == f"stopped at once; last save: {state}; go on with: python train_vlm.py train.resume:={state}"
+    assert "Traceback" not in "".join(err) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_debug_says_that_its_episodes_are_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vlm, "finish_run", lambda run: run.interrupt.restore())
+    assert run(tmp_path) == 130
+    assert "debug: episodes end after 8 steps, so most goals cannot be reached" in capsys.readouterr().out
+
+
 def test_two_runs_in_one_folder_at_once(capsys, tmp_path):
-    with train_vlm.lock_output_dir(tmp_path, keep=False):
+    with train_vlm.lock_output_dir(tmp_path):
         bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", says="another run is writing")
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -161,7 +225,7 @@ def test_not_finite_stops_with_a_state(capsys, tmp_path, monkeypatch):
         return loss * float("nan"), row
 
     monkeypatch.setattr(learner, "ppo_loss", poisoned)
-    bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0", says="ppo unit 0.*train.lr")
+    bad(capsys, *SMALL, f"train.output_dir:={tmp_path}", "rl.critic_warmup=0", says="ppo iteration 0.*train.lr")
     assert checkpoint.load(tmp_path / "vlm_state.pt")[0]["progress"]["stage"] == "ppo"
 
 
@@ -185,10 +249,10 @@ def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_pa
     seen, honest = [], learner.bc_loss
     for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("log_due", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
-    monkeypatch.setattr(learner, "bc_loss", lambda log_probs, looked, *words: seen.append(looked) or honest(
-        log_probs, looked, *words))
+    monkeypatch.setattr(learner, "bc_loss", lambda log_probs, attention, *slots, **options: (
+        seen.append(attention) or honest(log_probs, attention, *slots, **options)))
     assert run(tmp_path, "rl.iterations=0") == 0
-    assert seen and all((looked == 111).all() for looked in seen)
+    assert seen and all((attention == 111).all() for attention in seen)
 
 
 def test_notebook_example(trained):

@@ -1,106 +1,136 @@
-"""The record of a run: metrics.jsonl always, curves.png at the end, W&B if asked, and a word where it goes wrong."""
+"""The record of a run: metrics.jsonl, W&B if requested, curves.png at the end, and warnings."""
 import json
 import resource
 import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
+from config import UserError
 from models import checkpoint
+from models.training.plots import draw_curves
+
+MEAN_ITERATIONS = 5     # success rates are averaged over so many iterations before they are compared
+LOW_SUCCESS = 0.1       # a drop from below this success rate is no warning
+
+PROGRESS_METRICS = {"train/bc_loss": "loss", "train/parser_loss": "parser", "rollout/success_rate": "success",
+                    "train/approx_kl": "KL", "eval/success_rate": "validation"}     # beside the progress bar
+STAGE_TITLES = {"parser": "goal parser", "bc": "behaviour cloning", "ppo": "PPO"}
+
+Row = dict[str, Any]
 
 
-class TrackerError(Exception):
-    """W&B cannot be started; the message is one line."""
+class TrackerError(UserError):
+    """W&B cannot be started. The message is one line."""
+
+
+def import_wandb() -> ModuleType:
+    """Return the module wandb. Raises TrackerError if it is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise TrackerError("log.wandb requires the package wandb: pip install 'flexibleworld[wandb]', "
+                           "or give log.wandb=disabled") from None
+    return wandb
 
 
 class MetricsLogger:
-    """Rows of metrics in `folder`; of an earlier part of the run the first `lines` are kept. `settings` is config.log,
-    `config` plain data for W&B."""
+    """Writes rows of metrics to metrics.jsonl in `folder` and to W&B.
 
-    def __init__(self, folder, settings, config, lines=0):
+    A resumed run keeps the first `lines` rows and the W&B run `wandb_id`. `settings` is config.log, `config` is plain
+    data for W&B. `rows` holds all rows, `wandb_id` the W&B run's id or "".
+    """
+
+    def __init__(self, folder: Path, settings: Any, config: dict, lines: int = 0, wandb_id: str = ""):
         self.path = folder / "metrics.jsonl"
         kept = self.path.read_text().splitlines()[:lines] if lines and self.path.exists() else []
         with checkpoint.atomic_write(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self.rows = [json.loads(line) for line in kept]
-        self.wandb = None
+        self.run, self.wandb_id = None, wandb_id
         if settings.wandb != "disabled":
-            import wandb
-            try:
-                self.wandb = wandb.init(project=settings.project, name=settings.run_name or None, dir=str(folder),
-                                        mode=settings.wandb, config=config)
-            except wandb.Error as error:
-                raise TrackerError(f"W&B cannot be started ({str(error).splitlines()[0]}): log in with `wandb login`, "
-                                   "or give log.wandb:=offline") from None
+            self._start_wandb(folder, settings, config)
 
-    def write(self, row):
+    def _start_wandb(self, folder: Path, settings: Any, config: dict) -> None:
+        wandb = import_wandb()
+        resume = {"id": self.wandb_id, "resume": "allow"} if self.wandb_id else {}
+        try:
+            self.run = wandb.init(project=settings.project, name=settings.run_name or None, dir=str(folder),
+                                  mode=settings.wandb, config=config, **resume)
+        except wandb.Error as error:
+            raise TrackerError(f"W&B cannot be started ({str(error).splitlines()[0]}): log in with `wandb login`, "
+                               "or give log.wandb=offline") from None
+        self.wandb_id = self.run.id
+
+    def write(self, row: Row) -> None:
+        """Append a row, with the memory peaks."""
         row = row | memory()
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.wandb:
-            self.wandb.log(row)
+        if self.run:
+            self.run.log(row)
 
-    def video(self, name, path):
-        """An episode, a GIF, for W&B."""
-        if self.wandb:
-            import wandb
-            self.wandb.log({name: wandb.Video(str(path), format="gif")})
+    def video(self, name: str, path: Path) -> None:
+        """Log a GIF to W&B."""
+        if self.run:
+            self.run.log({name: import_wandb().Video(str(path), format="gif")})
 
-    def close(self):
+    def close(self) -> None:
+        """Draw curves.png and finish the W&B run."""
         draw_curves(self.rows, self.path.with_name("curves.png"))
-        if self.wandb:
-            self.wandb.finish()
+        if self.run:
+            self.run.finish()
 
 
-def memory():
-    """Peaks in GB (1e9 bytes): of this process, and of its GPU if it uses one."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    peaks = {"system/memory_gb": peak} | (
-        {"system/gpu_memory_gb": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})
+def progress_bar(run: Any, stage: str) -> tqdm:
+    """Return the progress bar of a stage of a `run_state.Run`; it is hidden in all processes but the main one."""
+    total = run.num_iterations[stage]
+    return tqdm(total=total, initial=run.state.iteration, unit="iteration", desc=STAGE_TITLES[stage],
+                disable=not total or not run.is_main)
+
+
+def log_metrics(run: Any, metrics: Row, bar: tqdm) -> None:
+    """Write the metrics and warnings of an iteration of a `run_state.Run`, and advance the progress bar."""
+    if run.is_main:
+        counts = {name: getattr(run.state, name) for name in ("stage", "iteration", "samples", "env_steps")}
+        run.logger.write(counts | {"time/seconds": round(run.state.seconds, 2)} | metrics)
+        for line in training_warnings(run.logger.rows, run.config.rl.target_kl):
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+    shown = [f"{title} {metrics[key]:.3f}" for key, title in PROGRESS_METRICS.items() if key in metrics]
+    bar.set_postfix_str(" ".join(shown), refresh=False)
+    bar.update()
+
+
+def memory() -> dict[str, float]:
+    """Return the peaks in GB (1e9 bytes) of this process and, if there is one, of its GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"system/memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peaks["system/gpu_memory_gb"] = torch.cuda.max_memory_allocated()
     return {name: round(value / 1e9, 3) for name, value in peaks.items()}
 
 
-def training_warnings(rows, target_kl):
-    """What the last of these rows says that a person should know at once: a list of lines, mostly empty.
+def training_warnings(rows: list[Row], target_kl: float) -> list[str]:
+    """Return the warnings of the last row, one line each: the KL explodes, or the success rate collapses.
 
-    The KL estimate passed ten times its target, also where that stopped the update; or half of the success that
-    rollouts once had is gone (of means over five iterations; a success of under 10 % is not missed)."""
-    ppo = [row for row in rows if row["stage"] == "ppo"]
-    if not ppo or rows[-1]["stage"] != "ppo":
+    The KL warning compares with ten times `target_kl`, also if the KL ended the update. The success warning comes when
+    the mean over five iterations falls below half of its maximum.
+    """
+    ppo_rows = [row for row in rows if row["stage"] == "ppo"]
+    if not ppo_rows or rows[-1]["stage"] != "ppo":
         return []
-    lines, kl = [], max(ppo[-1].get(name, 0.0) for name in ("train/approx_kl", "train/kl_early_stop"))
+    lines = []
+    kl = max(ppo_rows[-1].get(name, 0.0) for name in ("train/approx_kl", "train/kl_early_stop"))
     if kl > 10 * target_kl:
         lines.append(f"KL explodes: {kl:.3f} in this update, and rl.target_kl is {target_kl}; "
                      "lower train.lr and train.head_lr")
-    success = [row["rollout/success_rate"] for row in ppo if "rollout/success_rate" in row]
-    means = [sum(success[i:i + 5]) / 5 for i in range(len(success) - 4)]
-    if len(means) > 1 and max(means) > 0.1 and means[-1] < 0.5 * max(means) <= means[-2]:
-        lines.append(f"reward collapses: rollouts succeed in {100 * means[-1]:.0f} %, and did in "
-                     f"{100 * max(means):.0f} %; lower train.lr, or go back to an earlier state")
+    success = [row["rollout/success_rate"] for row in ppo_rows if "rollout/success_rate" in row]
+    means = [sum(success[i:i + MEAN_ITERATIONS]) / MEAN_ITERATIONS for i in range(len(success) - MEAN_ITERATIONS + 1)]
+    if len(means) > 1 and max(means) > LOW_SUCCESS and means[-1] < 0.5 * max(means) <= means[-2]:
+        lines.append(f"success rate collapses: {100 * means[-1]:.0f} % of the rollouts' episodes, after "
+                     f"{100 * max(means):.0f} %; lower train.lr, or resume an earlier training state")
     return lines
-
-
-def draw_curves(rows, path):
-    """Success, length, KL and critic over the samples seen, as one picture."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    panels = [("success rate", ["eval/success_rate", "rollout/success_rate"]),
-              ("steps per episode", ["eval/steps", "rollout/length"]), ("return", ["rollout/return"]),
-              ("behaviour cloning loss", ["train/bc_loss"]), ("KL per update", ["train/approx_kl"]),
-              ("critic: explained variance", ["train/explained_variance"])]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
-    for axis, (title, keys) in zip(axes.flat, panels, strict=True):
-        for key in keys:
-            points = [(row["samples"], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None, ms=3, label=key)
-        switch = [row["samples"] for row in rows if row["stage"] == "ppo"]
-        if switch:
-            axis.axvline(switch[0], color="grey", lw=0.8, ls=":")
-        axis.set(title=title, xlabel="samples seen (dotted: PPO begins)")
-        if axis.lines and axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    with checkpoint.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
