@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import gymnasium
@@ -96,8 +97,10 @@ def test_vector_observations_endings_and_autoreset(pair):
         obs, rewards, terminated, truncated, infos = pair.step(np.array([4, 0]))
         assert rewards.dtype == np.float32 and not terminated.any() and truncated.all() == (k == 2)
         assert infos["success"].tolist() == [False, False] and ("episode_metrics" in infos) == (k == 2)
-    assert set(infos["episode_metrics"]) >= {"success", "goal", *METRICS} and infos["episode_metrics"]["goal"][0] == "push_cube"
-    assert infos["episode_metrics"]["stage_reach"].tolist() == [0, 0] and np.isnan(infos["episode_metrics"]["stage_hover"]).all()
+    metrics = infos["episode_metrics"]
+    assert set(metrics) >= {"success", "goal", *METRICS} and metrics["goal"][0] == "push_cube"
+    assert "episode" not in infos
+    assert metrics["stage_reach"].tolist() == [0, 0] and np.isnan(metrics["stage_hover"]).all()
     for e in range(2):
         final = infos["final_obs"][e]
         assert pair.single_observation_space.contains(final) and final["goal"] == before["goal"][e]
@@ -111,7 +114,8 @@ def test_vector_success(pair):
     pair.reset(seed=0, options={"goals": ["push_cube", "lift_cube"]})
     pair.set_attr("object_start", [np.array([-1.0, 0, 1]), np.array([0, 0, 0.82])])       # as if pushed a metre
     _, rewards, terminated, truncated, infos = pair.step(np.array([7, 7]))
-    assert terminated.tolist() == infos["success"].tolist() == infos["episode_metrics"]["success"].tolist() == [True, False]
+    assert terminated.tolist() == infos["success"].tolist() == [True, False]
+    assert infos["episode_metrics"]["success"].tolist() == [True, False]
     assert not truncated.any() and rewards[0] > 0.9
 
 
@@ -138,7 +142,8 @@ def test_single_episode_stops_each_env_after_its_episode(pair):
     rests, episodes = pair.step(np.array([4, 0]))[0], [json.loads(text)["episode"] for text in pair.state()["envs"]]
     assert all(same(of(rests, e), infos["final_obs"][e]) for e in range(2)) and episodes == [0, 0]
     obs, rewards, terminated, truncated, infos = pair.step(np.array([1, 1]))
-    assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any()) and "episode_metrics" not in infos
+    assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any())
+    assert "episode_metrics" not in infos
     pair.reset(seed=[7, 8])
     for _ in range(4):
         obs, *_ = pair.step(np.array([4, 0]))
@@ -149,7 +154,7 @@ def test_misuse_is_one_line():
     env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
     with pytest.raises(EnvError, match="reset"):
         env.step(0)
-    with pytest.raises(EnvError, match="unknown reset option 'gaol': did you mean goal.*goal, instruction, monitor_goal"):
+    with pytest.raises(EnvError, match="unknown reset option 'gaol': did you mean goal.* instruction, monitor_goal"):
         env.reset(options={"gaol": "lift_cube"})
     assert "lift_cube, push_cube" in env.reset(options={"goal": "open the drawer"})[1]["note"]
     env.step(True)      # Gymnasium takes it for 1
@@ -160,6 +165,54 @@ def test_misuse_is_one_line():
             call()
     with pytest.raises(EnvError, match="cameras is empty"):
         R.RobosuiteConfig(cameras=())
+
+
+def test_instructions_outside_the_space_are_refused_in_one_line():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
+    try:
+        decomposed = unicodedata.normalize("NFD", "큐브를 들어 올려줘")
+        obs, info = env.reset(seed=0, options={"goal": decomposed})
+        assert obs["goal"] == "큐브를 들어 올려줘" and info["goal"] == "lift_cube"
+        assert env.observation_space.contains(obs)
+        for option in ("goal", "instruction"):
+            for text, message in (("x" * 501, "501 characters"), ("lift it \U0001f680", "contains"), (" ", "is empty")):
+                with pytest.raises(EnvError, match=message) as error:
+                    env.reset(options={option: text})
+                assert "\n" not in str(error.value)
+    finally:
+        env.close()
+
+
+def test_unknown_goals_name_the_nearest():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
+    try:
+        for options in ({"goal": "lift_cub"}, {"monitor_goal": "lift_nut"}):
+            with pytest.raises(GoalError, match="unknown goal .*: did you mean lift_cube"):
+                env.reset(options=options)
+        with pytest.raises(EnvError, match="reset"):
+            env.step(0)
+        with pytest.raises(GoalError, match="did you mean place_can_near"):
+            R.RobosuiteConfig(goals=["place_can_neer"])
+    finally:
+        env.close()
+
+
+def test_record_episode_statistics_of_gymnasium():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS, max_steps=3)
+    env = gymnasium.wrappers.RecordEpisodeStatistics(env)
+    try:
+        env.reset(seed=0)
+        infos = [env.step(4)[4] for _ in range(3)]
+        assert infos[-1]["episode"]["l"] == 3 and infos[-1]["episode_metrics"]["stage_reach"] == 0
+        assert all("episode" not in info for info in infos[:-1])
+    finally:
+        env.close()
+
+
+def test_proprio_layout():
+    assert sum(PROPRIO.values()) == len(PROPRIO_LOW) == len(PROPRIO_HIGH) == 9
+    space = R.RobosuiteConfig(proprioception=True).spaces()[0]["proprio"]
+    assert np.array_equal(space.low, PROPRIO_LOW) and np.array_equal(space.high, PROPRIO_HIGH)
 
 
 def test_unseeded_envs_differ():
@@ -232,33 +285,35 @@ def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
 
 
 LOOP = """
-import signal
-from simulator.robosuite.env import RobosuiteVectorEnv
-signal.signal(signal.SIGTERM, lambda *_: None)      # as a trainer that would rather save first
+import signal, sys
+from simulator.robosuite.vector_env import RobosuiteVectorEnv
+signals = []
+for number in (signal.SIGINT, signal.SIGTERM):      # as a trainer that finishes its step and saves
+    signal.signal(number, lambda *_: signals.append(True))
 env = RobosuiteVectorEnv(2, instructions={}, render_images=False, task="Lift")
-asked = []
-signal.signal(signal.SIGINT, lambda *_: asked.append(True))     # as one that finishes its step
 env.reset(seed=0)
 print(*(process.pid for process in env.processes), flush=True)
-while not asked:
+while not signals:
     env.step(env.noop_actions())
 env.step(env.noop_actions())
-env.close()
+if "close" in sys.argv:
+    env.close()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_trainer(number):
-    trainer = subprocess.Popen([sys.executable, "-c", LOOP], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+@pytest.mark.parametrize("number, end", [(signal.SIGINT, "close"), (signal.SIGTERM, "close"), (signal.SIGTERM, "exit"),
+                                         (signal.SIGKILL, "")])
+def test_no_worker_outlives_its_trainer(number, end):
+    trainer = subprocess.Popen([sys.executable, "-c", LOOP, end], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.PIPE, start_new_session=True)
     workers = [int(pid) for pid in trainer.stdout.readline().split()]
     time.sleep(0.3)
-    if number == signal.SIGINT:
-        os.killpg(trainer.pid, number)       # as a terminal does: everyone gets it
-    else:
+    if number == signal.SIGKILL:
         trainer.kill()
+    else:
+        os.killpg(trainer.pid, number)       # a terminal or a scheduler signals the whole group
     trainer.communicate(timeout=30)
-    assert len(workers) == 2 and trainer.returncode == (0 if number == signal.SIGINT else -9)
+    assert len(workers) == 2 and trainer.returncode == (-9 if number == signal.SIGKILL else 0)
     deadline = time.monotonic() + 20
     while (left := [pid for pid in workers if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -282,7 +337,8 @@ def test_action_table():
 
 def test_named_actions_do_what_they_are_called(make):
     # 10 control steps: 250 mm are commanded, the controller makes about 55 mm of it while they last
-    env, ways = make(render_images=False, action_repeat=10, gripper_repeat=10, proprioception=True), R.ACTION_VECTORS[:6, :3] * 2
+    env = make(render_images=False, action_repeat=10, gripper_repeat=10, proprioception=True)
+    ways = R.ACTION_VECTORS[:6, :3] * 2
     for seed in (0, 1):
         for action, name in enumerate(R.ACTIONS):
             env.reset(seed=seed)
@@ -386,7 +442,7 @@ def test_images_are_robosuites_own_upright(make, task):
             finally:
                 flags[flag] = flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             assert difference.max() < 64
-            if task != "NutAssemblySquare":        # MuJoCo mirrors in one thing only: in the nut where not in the floor
+            if task != "NutAssemblySquare":        # MuJoCo mirrors in one object only, here the nut
                 assert np.array_equal(mine, others)
             counts.append((difference > 0).sum())
     assert max(differing[HAND]) < 0.05 * 84 * 84 and min(differing[TABLE]) > 0 and max(differing[TABLE]) < 0.3 * 84 * 84
@@ -420,9 +476,9 @@ def test_located_object_matches_its_pixels(make):
 def test_stages_of_the_can_by_hand(make, monkeypatch):
     env = make("PickPlaceCan", render_images=False, max_steps=3, reward="progress", goals=TASKS["PickPlaceCan"])
     env.reset(seed=0, options={"goal": "place_can"})
-    target, start, hand = env.target(), env.object_start, env.eef_pos()
-    assert env.shaped_value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - hand))))
-    put(env, hand - [0, 0, 0.1])                # 10 cm below the hand: 0.1 (1 - tanh 1) = 0.0238
+    target, start, eef = env.target(), env.object_start, env.eef_pos()
+    assert env.shaped_value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - eef))))
+    put(env, eef - [0, 0, 0.1])                 # 10 cm below the gripper: 0.1 (1 - tanh 1) = 0.0238
     reach = env.shaped_value()
     assert reach == pytest.approx(0.0238, abs=1e-4) and not any(env.stages()[name] for name in ("reach", "grasp"))
     monkeypatch.setattr(env, "grasped", lambda: True)
@@ -471,11 +527,11 @@ def test_success_terminates_and_the_limit_truncates_never_both(make):
 # --- reproducibility ------------------------------------------------------------------------------------------------
 def test_two_envs_in_one_process_render_their_own_images(make):
     one, other = make(action_repeat=4), make("PickPlaceCan", action_repeat=4)
-    picture = one.reset(seed=0)[0]["image"]
-    assert not np.array_equal(other.reset(seed=0)[0]["image"], picture)
-    assert np.array_equal(one.render_cameras(), picture)
+    image = one.reset(seed=0)[0]["image"]
+    assert not np.array_equal(other.reset(seed=0)[0]["image"], image)
+    assert np.array_equal(one.render_cameras(), image)
     RobosuiteEnv(task="Lift", instructions=INSTRUCTIONS).close()
-    assert np.array_equal(one.render_cameras(), picture)
+    assert np.array_equal(one.render_cameras(), image)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -485,7 +541,7 @@ def test_same_seed_and_actions_same_trajectory(make, task):
     first = play(env, 11, actions)
     for action in rng.integers(8, size=9):
         env.step(action)
-    put(env, env.eef_pos())                                           # and something is in its hand
+    put(env, env.eef_pos())                                           # and the gripper holds it
     env.step(6)
     assert play(env, 11, actions) == first and play(env, 12, [])[0][2] != first[0][2]
     if task == "Lift":
