@@ -135,7 +135,8 @@ def parse_by_keywords(text: str, goals: Sequence[str]) -> str | None:
     if any(re.search(pattern, text) for pattern in REJECT_PATTERNS):
         return None
     objects = [name for name, pattern in OBJECT_PATTERNS.items() if re.search(pattern, text)]
-    matching = [goal for goal in goals if _names_only_object_of(goal, objects) and _matches(text, GOAL_PATTERNS[goal])]
+    matching = [goal for goal in goals
+                if _names_only_object_of(goal, objects) and _matches(text, GOAL_PATTERNS[goal])]
     return matching[0] if len(matching) == 1 else None
 
 

@@ -71,7 +71,7 @@ def _clean(instruction: str) -> str:
     """Return the instruction composed to NFC. EnvError if it is empty, too long or has characters outside the space."""
     text = unicodedata.normalize("NFC", str(instruction))
     if not text.strip():
-        raise EnvError("the instruction is empty: say what the arm should do")
+        raise EnvError("the instruction is empty: describe a task in English or Korean")
     if len(text) > MAX_INSTRUCTION_LENGTH:
         raise EnvError(f"the instruction has {len(text)} characters: use at most {MAX_INSTRUCTION_LENGTH}")
     if unknown := sorted(set(text) - ALLOWED_CHARS):
@@ -159,12 +159,13 @@ class RobosuiteEnv(RobosuiteSim, gymnasium.Env):
         parsed_goal, text = self.parse_goal(goal) if goal else (sampled_goal, None)
         if monitor_goal:
             check_choice("goal", monitor_goal, self.task.goals, GoalError)
+        goal = parsed_goal or sampled_goal
+        instruction = _clean(instruction or text or sample_instruction(self.instructions, goal, rng))
+        sim = self.sim      # EnvError if the env is closed
+        self.goal, self.instruction = goal, instruction
         self.scored = parsed_goal is not None
-        self.goal = parsed_goal or sampled_goal
-        self.instruction = _clean(instruction or text or sample_instruction(self.instructions, self.goal, rng))
         self.monitor_goal, self.monitor_success = monitor_goal, False
         self.action_history = []
-        sim = self.sim      # EnvError if the env is closed
         self.sim_env.rng.bit_generator.state = sim_rng.bit_generator.state
         self.sim_env.reset()
         sim.forward()

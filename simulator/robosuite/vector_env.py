@@ -111,7 +111,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         self.instructions = instructions_by_goal() if instructions is None else instructions
         self.goals = self.settings.goals
         self.goal_vocab = tuple(f"1 {goal}" for goal in sorted(self.goals))
-        self._current_goals = [self.goals[0]] * num_envs
+        self.current_goals = [self.goals[0]] * num_envs
         setup_mujoco_gl(render_images)
         settings = settings | {"instructions": self.instructions, "render_images": render_images}
         super().__init__([_EnvFactory(i, settings, self.settings) for i in range(num_envs)], shared_memory=False,
@@ -124,7 +124,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         if seed is not None:
             seed = [int(s) for s in np.atleast_1d(seed)] if np.ndim(seed) else int(seed)
         obs, infos = super().reset(seed=seed, options={"single_episode": False} | (options or {}))
-        self._current_goals = list(infos["goal"])
+        self.current_goals = list(infos["goal"])
         return obs, infos
 
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -133,7 +133,7 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         if "final_info" in infos:
             infos["episode_metrics"] = infos.pop("final_info")["episode_metrics"]
             infos["success"] = infos["success"] | terminated        # else that of the next episode's start
-        self._current_goals = list(infos["goal"])
+        self.current_goals = list(infos["goal"])
         return obs, rewards.astype(np.float32), terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...]:
@@ -165,29 +165,31 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         super().close_extras(timeout, terminate)
 
     # --- training -----------------------------------------------------------------------------------------------
-    def expert_labels(self, goals: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the expert's actions [E,...] and `object_xy` float32 [E,2,2] for E goals."""
+    def expert_labels(self, goals: Sequence[str | None]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the expert's labels and its actions [E,...] for E goals (None: the episode's goal).
+
+        Labels: `active_goal` int64 [E], all 0, and `object_xy` float32 [E,2,2], see RobosuiteEnv.object_xy.
+        """
         actions, object_xy = zip(*self.call("expert_labels", list(goals)), strict=True)
-        return np.stack([np.asarray(a, self.single_action_space.dtype) for a in actions]), np.stack(object_xy)
+        labels = {"active_goal": np.zeros(self.num_envs, np.int64), "object_xy": np.stack(object_xy)}
+        return labels, np.stack([np.asarray(action, self.single_action_space.dtype) for action in actions])
 
     def expert_actions(self) -> np.ndarray:
         """Return the scripted expert's actions [E,...]. The expert reads the true state."""
-        return self.expert_labels([None] * self.num_envs)[0]
+        return self.expert_labels([None] * self.num_envs)[1]
 
     def relabel_goals(self, rng: np.random.Generator, fraction: float) -> tuple[dict[str, Any], np.ndarray]:
-        """Replace the goal of a `fraction` of the envs, in the current state.
+        """Replace the goal of a `fraction` of the envs in the current state, for training. The envs do not change.
 
-        Return the new part of the observation (`goal`: E instructions, `goal_slots` float32 [E,V], `active_goal`
-        int64 [E], `object_xy` float32 [E,2,2]) and the expert's actions [E,...] for it. The envs do not change.
+        Return the relabeled part of the observation (`goal`: E instructions, `goal_slots` float32 [E,V], and the
+        labels of `expert_labels`) and the expert's actions [E,...] for it.
         """
         replaced = rng.random(self.num_envs) < fraction
         goals = [self.goals[rng.integers(len(self.goals))] if replace else goal
-                 for goal, replace in zip(self._current_goals, replaced, strict=True)]
-        actions, object_xy = self.expert_labels(goals)
-        relabeled = {"goal": tuple(self.sample_instruction(goal, rng) for goal in goals),
-                     "goal_slots": self.slot_labels(goals), "active_goal": np.zeros(self.num_envs, np.int64),
-                     "object_xy": object_xy}
-        return relabeled, actions
+                 for goal, replace in zip(self.current_goals, replaced, strict=True)]
+        labels, actions = self.expert_labels(goals)
+        instructions = tuple(self.sample_instruction(goal, rng) for goal in goals)
+        return {"goal": instructions, "goal_slots": self.slot_labels(goals), **labels}, actions
 
     def sample_instruction(self, goal: str, rng: np.random.Generator) -> str:
         """Return one of the goal's instructions."""
@@ -226,6 +228,6 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         """Return to a `state()`. Return its observation."""
         states = [json.loads(text) for text in state["envs"]]
         observations = self.call("restore", states)
-        self._current_goals = [one["goal"] for one in states]
+        self.current_goals = [one["goal"] for one in states]
         parts = {key: [obs[key] for obs in observations] for key in observations[0]}
         return {key: tuple(values) if key == "goal" else np.stack(values) for key, values in parts.items()}
