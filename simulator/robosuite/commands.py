@@ -44,7 +44,7 @@ NEAR = (r"\bnear(?!ly)|\bclos(er|est|e to|e by|e side)\b|adjacent(?! bin)|next t
         r"가까[운이]|로봇 쪽|앞쪽|앞 ?칸|앞[줄열]|전열|이편|이쪽|곁|근처|근접|근방|인접|인근|발치|코앞|지척|"
         r"바로 [앞옆]|붙[은어]|안 먼|(네|니|로봇|받침대|베이스|밑동) (옆|앞)(?! (상자|통))")
 DESIGNATED = (r"(?<!your )\bown (?!base|nose)|designated|usual|proper|matching|right place|where it belongs|"
-       r"제 ?칸|제 이름|지정|제자리|전용|자기 칸|캔 칸|캔 넣는 칸|제집")
+              r"제 ?칸|제 이름|지정|제자리|전용|자기 칸|캔 칸|캔 넣는 칸|제집")
 FAR = (r"\bfar|fu?rthe(r|st|rmost)\b|distant|\brear|remote|hindmost|outermost|(in|to|at) the (very )?back\b|"
        r"\bback (comp|sect|part|side|row|cell|slot|corner|pocket)|second row|last comp|away from your|"
        r"(?<!안 )먼 |멀[리찍]|뒤[쪽편로에]|뒤 ?칸|뒷|후방|후열|저편|건너|안쪽|저 끝|끝 칸|저쪽|구석|원거리|떨어진")
