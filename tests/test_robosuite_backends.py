@@ -1,4 +1,4 @@
-"""Which graphics backend draws, and what is said where none does or robosuite is missing."""
+"""The choice of a graphics backend, and the messages if none works or robosuite is missing."""
 import os
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from simulator.robosuite import rendering as R
 
 ROOT = Path(__file__).resolve().parent.parent
-# no module of this name can be found, as where it was never installed
+# a module of this name is not found, as if it were not installed
 WITHOUT = """
 import sys
 class Blocker:
@@ -22,7 +22,7 @@ sys.meta_path.insert(0, Blocker)
 
 
 def python(*words, **variables):
-    """-> exit code, lines of stdout, of stderr; a variable of None is unset."""
+    """Return (exit code, lines of stdout, lines of stderr). A variable of None is unset."""
     env = {key: value for key, value in (os.environ | variables).items() if value is not None}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
@@ -30,7 +30,7 @@ def python(*words, **variables):
 
 @pytest.fixture(scope="module")
 def renders():
-    """{backend: whether it does here}."""
+    """Return {backend: whether it renders here}."""
     try:
         R.check_installed()
     except R.EnvError as error:
@@ -38,17 +38,18 @@ def renders():
     return {name: not R.try_backend(name) for name in R.BACKENDS}
 
 
-@pytest.mark.parametrize("wish", [None, "egl", "osmesa", "bogus"])
-def test_doctor(renders, wish):
-    code, out, err = python("-m", "simulator.robosuite.rendering", MUJOCO_GL=wish, PYOPENGL_PLATFORM=None)
+@pytest.mark.parametrize("requested", [None, "egl", "osmesa", "bogus"])
+def test_check_rendering(renders, requested):
+    code, out, err = python("-m", "simulator.robosuite.rendering", MUJOCO_GL=requested, PYOPENGL_PLATFORM=None)
     assert code == (0 if any(renders.values()) else 1), err
     for line, (name, good) in zip(out, renders.items(), strict=False):
         assert line == f"{name}: renders" if good else line.startswith(f"{name}: ") and R.BACKENDS[name] in line
     assert len(out) == 3
     if any(renders.values()):
-        used = wish if renders.get(wish) else next(name for name, good in renders.items() if good)
+        used = requested if renders.get(requested) else next(name for name, good in renders.items() if good)
         assert out[2].startswith(f"in use: {used}, with robosuite 1.")
-        assert err == ([] if wish in (None, used) else [f"MUJOCO_GL={wish} does not render here: using {used}"])
+        notice = f"MUJOCO_GL={requested} does not render here: using {used}"
+        assert err == ([] if requested in (None, used) else [notice])
     else:
         assert out[2].startswith("cannot render without a screen: install EGL")
 
@@ -61,9 +62,9 @@ from simulator.robosuite import rendering
 from simulator.robosuite import env as robosuite_env
 try:
     robosuite_env.RobosuiteEnv(instructions={})
-except rendering.WorldError as error:
+except rendering.EnvError as error:
     print(error)
-sys.exit(rendering.doctor())
+sys.exit(rendering.check_rendering())
 """)
     assert (code, err) == (1, []) and len(out) == 2 and out[0] == out[1]
     assert out[0].startswith(f"{name} is not installed: make robosuite, or pip install 'flexibleworld[robosuite]'")
@@ -81,16 +82,16 @@ def test_nothing_renders(monkeypatch, renders, capsys):
     assert os.environ["MUJOCO_GL"] == "egl"
 
 
-def test_without_pictures_no_backend_is_needed(renders):
+def test_without_images_no_backend_is_needed(renders):
     code, out, err = python("-c", "from simulator.robosuite import env as robosuite_env, rendering\n"
                             "rendering.try_backend = lambda name: 'none'\n"
-                            "env = robosuite_env.RobosuiteEnv(task='Lift', instructions={}, pictures=False)\n"
+                            "env = robosuite_env.RobosuiteEnv(task='Lift', instructions={}, render_images=False)\n"
                             "print(env.reset(seed=0)[0]['image'].any(), env.step(4)[1])", MUJOCO_GL="bogus")
     assert code == 0 and out[0].startswith("False "), err
 
 
-def test_models_can_be_imported_after_pictures_were_drawn(renders):
-    """Mesa and triton, which transformers imports, each bring an LLVM: in the wrong order the process crashes."""
+def test_models_can_be_imported_after_rendering(renders):
+    """Mesa and triton (imported by transformers) both load an LLVM. In the wrong order the process crashes."""
     if not any(renders.values()):
         pytest.skip("nothing renders here")
     code, out, err = python("-c", "from simulator.robosuite.env import RobosuiteEnv\n"
@@ -99,8 +100,8 @@ def test_models_can_be_imported_after_pictures_were_drawn(renders):
     assert (code, out) == (0, ["good"]), err
 
 
-def test_worlds_dropped_unclosed_leave_the_pictures_of_others_alone(renders):
-    """What they free on the graphics side must be their own."""
+def test_a_dropped_env_leaves_the_images_of_others_alone(renders):
+    """It must free its own OpenGL objects only."""
     if not any(renders.values()):
         pytest.skip("nothing renders here")
     code, out, err = python("-c", "import gc\nfrom simulator.robosuite.env import RobosuiteEnv\n"

@@ -1,10 +1,11 @@
-"""The robosuite arm: actions, pictures, stages, endings, repeatability, experts, and processes that end."""
+"""The robosuite arm: actions, images, stages, endings, reproducibility, experts, and worker processes."""
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import gymnasium
@@ -13,14 +14,18 @@ import pytest
 
 from simulator.registry import EnvError
 from simulator.robosuite import env as R
-from simulator.robosuite.env import RobosuiteEnv, RobosuiteVectorEnv
+from simulator.robosuite.env import RobosuiteEnv
+from simulator.robosuite.env_config import PROPRIO, PROPRIO_HIGH, PROPRIO_LOW
 from simulator.robosuite.rendering import setup_mujoco_gl
+from simulator.robosuite.tasks import GoalError
+from simulator.robosuite.vector_env import RobosuiteVectorEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"Lift": ("lift_cube", "push_cube"), "PickPlaceCan": ("place_can", "place_can_near"),
          "NutAssemblySquare": ("place_nut", "lift_nut")}
-SAID = {goal: [f"please {goal}", f"{goal}, please"] for goals in TASKS.values() for goal in goals}
+INSTRUCTIONS = {goal: [f"please {goal}", f"{goal}, please"] for goals in TASKS.values() for goal in goals}
 HAND, TABLE = "robot0_eye_in_hand", "agentview"
+METRICS = [f"stage_{name}" for name in R.STAGES]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,29 +38,29 @@ def rendering():
 
 @pytest.fixture(scope="module")
 def make():
-    """make(task, ...): a world, built once for each choice of settings."""
-    worlds = {}
+    """make(task, ...): an env, built once for each choice of settings."""
+    envs = {}
 
     def get(task="Lift", **settings):
         key = task, str(sorted(settings.items()))
-        if key not in worlds:
-            worlds[key] = RobosuiteEnv(task=task, instructions=SAID, **settings)
-        return worlds[key]
+        if key not in envs:
+            envs[key] = RobosuiteEnv(task=task, instructions=INSTRUCTIONS, **settings)
+        return envs[key]
     yield get
-    for world in worlds.values():
-        world.close()
+    for env in envs.values():
+        env.close()
 
 
 @pytest.fixture(scope="module")
 def pair():
-    env = RobosuiteVectorEnv(2, instructions=SAID, task="Lift", goals=TASKS["Lift"], resolution=64, max_steps=3,
+    env = RobosuiteVectorEnv(2, instructions=INSTRUCTIONS, task="Lift", goals=TASKS["Lift"], resolution=64, max_steps=3,
                              action_repeat=4, proprioception=True)
     yield env
     env.close()
 
 
 def put(env, place):
-    """Sets the thing down there, at rest."""
+    """Put the object at a place, at rest."""
     joint = env.object_model().joints[0]
     env.sim.data.set_joint_qpos(joint, [*place, 1, 0, 0, 0])
     env.sim.data.set_joint_qvel(joint, np.zeros(6))
@@ -63,114 +68,167 @@ def put(env, place):
 
 
 def play(env, seed, actions):
-    """Everything that one world says, the start first."""
+    """Return all observations, rewards and endings of an episode, the start first."""
     obs, _ = env.reset(seed=seed)
-    said = [(obs["goal"], obs["image"].tobytes(), env.sim.data.qpos.tobytes())]
+    trajectory = [(obs["goal"], obs["image"].tobytes(), env.sim.data.qpos.tobytes())]
     for action in actions:
         obs, reward, *ends, _ = env.step(action)
-        said.append((reward, *ends, obs["image"].tobytes(), env.sim.data.qpos.tobytes()))
-    return said
+        trajectory.append((reward, *ends, obs["image"].tobytes(), env.sim.data.qpos.tobytes()))
+    return trajectory
 
 
 def same(a, b):
-    """Equal leaves of two observations, or of one world of each."""
+    """Return whether two observations are equal."""
     return all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def of(obs, world):
-    return {key: values[world] for key, values in obs.items()}
+def of(obs, index):
+    """Return the observation of one env of a batch."""
+    return {key: values[index] for key, values in obs.items()}
 
 
-# --- many worlds: first, for a process that has rendered had better not fork ----------------------------------------
+# --- vector env: first, because a process must not fork after it has rendered ----------------------------------------
 def test_vector_observations_endings_and_autoreset(pair):
     obs, infos = pair.reset(seed=[7, 8], options={"goals": ["push_cube", None], "instructions": [None, "do it"]})
     assert pair.observation_space.contains(obs) and obs["image"].shape == (2, 64, 64, 3)
-    assert obs["goal"][0] in SAID["push_cube"] and obs["goal"][1] == "do it" and infos["goal"][0] == "push_cube"
+    assert obs["goal"][0] in INSTRUCTIONS["push_cube"] and obs["goal"][1] == "do it" and infos["goal"][0] == "push_cube"
     for k in range(3):
         before = obs
         obs, rewards, terminated, truncated, infos = pair.step(np.array([4, 0]))
         assert rewards.dtype == np.float32 and not terminated.any() and truncated.all() == (k == 2)
-        assert infos["success"].tolist() == [False, False] and ("episode" in infos) == (k == 2)
-    assert set(infos["episode"]) >= {"success", "goal", *R.STAGES} and infos["episode"]["goal"][0] == "push_cube"
-    assert infos["episode"]["reach"].tolist() == [0, 0] and np.isnan(infos["episode"]["hover"]).all()
-    for world in range(2):
-        final = infos["final_obs"][world]
-        assert pair.single_observation_space.contains(final) and final["goal"] == before["goal"][world]
-        assert not same(final, of(obs, world))
-        fresh = infos["final_obs"][world]["proprio"][:3] - obs["proprio"][world][:3]
-        assert np.abs(fresh).max() > 0.02           # the next episode has begun elsewhere than this one ended
+        assert infos["success"].tolist() == [False, False] and ("episode_metrics" in infos) == (k == 2)
+    metrics = infos["episode_metrics"]
+    assert set(metrics) >= {"success", "goal", *METRICS} and metrics["goal"][0] == "push_cube"
+    assert "episode" not in infos
+    assert metrics["stage_reach"].tolist() == [0, 0] and np.isnan(metrics["stage_hover"]).all()
+    for e in range(2):
+        final = infos["final_obs"][e]
+        assert pair.single_observation_space.contains(final) and final["goal"] == before["goal"][e]
+        assert not same(final, of(obs, e))
+        fresh = infos["final_obs"][e]["proprio"][:3] - obs["proprio"][e][:3]
+        assert np.abs(fresh).max() > 0.02           # the next episode starts where this one did not end
     assert obs["goal"][1] != "do it"
 
 
-def test_success_in_a_vector_is_told_as_in_the_other_worlds(pair):
+def test_vector_success(pair):
     pair.reset(seed=0, options={"goals": ["push_cube", "lift_cube"]})
-    pair.set_attr("start", [np.array([-1.0, 0, 1]), np.array([0, 0, 0.82])])       # as if pushed a metre
+    pair.set_attr("object_start", [np.array([-1.0, 0, 1]), np.array([0, 0, 0.82])])       # as if pushed a metre
     _, rewards, terminated, truncated, infos = pair.step(np.array([7, 7]))
-    assert terminated.tolist() == infos["success"].tolist() == infos["episode"]["success"].tolist() == [True, False]
+    assert terminated.tolist() == infos["success"].tolist() == [True, False]
+    assert infos["episode_metrics"]["success"].tolist() == [True, False]
     assert not truncated.any() and rewards[0] > 0.9
 
 
-def test_place_in_the_vector_and_what_ran_before_make_no_difference(pair):
+def test_trajectories_do_not_depend_on_index_or_history(pair):
     actions = np.random.default_rng(1).integers(8, size=(7, 2))        # two episodes' ends in it
-    run_local = RobosuiteVectorEnv(1, instructions=SAID, **{key: getattr(pair.settings, key) for key in (
+    run_local = RobosuiteVectorEnv(1, instructions=INSTRUCTIONS, **{key: getattr(pair.settings, key) for key in (
         "task", "goals", "resolution", "max_steps", "action_repeat", "proprioception")})
     try:
-        for world, seed in ((0, 41), (1, 42)):
+        for e, seed in ((0, 41), (1, 42)):
             both, one = pair.reset(seed=[41, 42])[0], run_local.reset(seed=[seed])[0]
-            assert same(of(both, world), of(one, 0)) and not same(of(both, 0), of(both, 1))
+            assert same(of(both, e), of(one, 0)) and not same(of(both, 0), of(both, 1))
             for action in actions:
-                both, one = pair.step(action), run_local.step(action[[world]])
-                assert same(of(both[0], world), of(one[0], 0))
-                assert all(both[i][world] == one[i][0] for i in (1, 2, 3))
+                both, one = pair.step(action), run_local.step(action[[e]])
+                assert same(of(both[0], e), of(one[0], 0))
+                assert all(both[i][e] == one[i][0] for i in (1, 2, 3))
     finally:
         run_local.close()
 
 
-def test_once_asked_for_worlds_rest_after_their_episode(pair):
+def test_single_episode_stops_each_env_after_its_episode(pair):
     pair.reset(seed=[7, 8], options={"single_episode": True})
     *_, truncated, infos = [pair.step(np.array([4, 0])) for _ in range(3)][-1]
-    assert truncated.all() and "episode" in infos
+    assert truncated.all() and "episode_metrics" in infos
     rests, episodes = pair.step(np.array([4, 0]))[0], [json.loads(text)["episode"] for text in pair.state()["envs"]]
-    assert all(same(of(rests, world), infos["final_obs"][world]) for world in range(2)) and episodes == [0, 0]
+    assert all(same(of(rests, e), infos["final_obs"][e]) for e in range(2)) and episodes == [0, 0]
     obs, rewards, terminated, truncated, infos = pair.step(np.array([1, 1]))
-    assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any()) and "episode" not in infos
+    assert same(obs, rests) and not (rewards.any() or terminated.any() or truncated.any())
+    assert "episode_metrics" not in infos
     pair.reset(seed=[7, 8])
     for _ in range(4):
         obs, *_ = pair.step(np.array([4, 0]))
     assert [json.loads(text)["episode"] for text in pair.state()["envs"]] == [1, 1] and not same(obs, rests)
 
 
-def test_misuse_is_told_in_one_line():
-    env = RobosuiteEnv(task="Lift", pictures=False, instructions=SAID)
+def test_misuse_is_one_line():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
     with pytest.raises(EnvError, match="reset"):
         env.step(0)
-    with pytest.raises(EnvError, match="no option 'gaol' in this world: choose from goal, text, monitor_goal"):
+    with pytest.raises(EnvError, match="unknown reset option 'gaol': did you mean goal.* instruction, monitor_goal"):
         env.reset(options={"gaol": "lift_cube"})
     assert "lift_cube, push_cube" in env.reset(options={"goal": "open the drawer"})[1]["note"]
     env.step(True)      # Gymnasium takes it for 1
     env.close()
     env.close()
     for call in (env.reset, lambda: env.step(0), env.object_pos):
-        with pytest.raises(EnvError, match="this world is closed"):
+        with pytest.raises(EnvError, match="this env is closed"):
             call()
-    with pytest.raises(EnvError, match="cameras names no camera"):
+    with pytest.raises(EnvError, match="cameras is empty"):
         R.RobosuiteConfig(cameras=())
 
 
-def test_unseeded_worlds_differ():
-    env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", pictures=False, instructions=SAID)
+def test_instructions_outside_the_space_are_refused_in_one_line():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
     try:
-        assert env.reset()[0]["goal"] in SAID["lift_cube"]
+        decomposed = unicodedata.normalize("NFD", "큐브를 들어 올려줘")
+        obs, info = env.reset(seed=0, options={"goal": decomposed})
+        assert obs["goal"] == "큐브를 들어 올려줘" and info["goal"] == "lift_cube"
+        assert env.observation_space.contains(obs)
+        for option in ("goal", "instruction"):
+            for text, message in (("x" * 501, "501 characters"), ("lift it \U0001f680", "contains"), (" ", "is empty")):
+                with pytest.raises(EnvError, match=message) as error:
+                    env.reset(options={option: text})
+                assert "\n" not in str(error.value)
+    finally:
+        env.close()
+
+
+def test_unknown_goals_name_the_nearest():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS)
+    try:
+        for options in ({"goal": "lift_cub"}, {"monitor_goal": "lift_nut"}):
+            with pytest.raises(GoalError, match="unknown goal .*: did you mean lift_cube"):
+                env.reset(options=options)
+        with pytest.raises(EnvError, match="reset"):
+            env.step(0)
+        with pytest.raises(GoalError, match="did you mean place_can_near"):
+            R.RobosuiteConfig(goals=["place_can_neer"])
+    finally:
+        env.close()
+
+
+def test_record_episode_statistics_of_gymnasium():
+    env = RobosuiteEnv(task="Lift", render_images=False, instructions=INSTRUCTIONS, max_steps=3)
+    env = gymnasium.wrappers.RecordEpisodeStatistics(env)
+    try:
+        env.reset(seed=0)
+        infos = [env.step(4)[4] for _ in range(3)]
+        assert infos[-1]["episode"]["l"] == 3 and infos[-1]["episode_metrics"]["stage_reach"] == 0
+        assert all("episode" not in info for info in infos[:-1])
+    finally:
+        env.close()
+
+
+def test_proprio_layout():
+    assert sum(PROPRIO.values()) == len(PROPRIO_LOW) == len(PROPRIO_HIGH) == 9
+    space = R.RobosuiteConfig(proprioception=True).spaces()[0]["proprio"]
+    assert np.array_equal(space.low, PROPRIO_LOW) and np.array_equal(space.high, PROPRIO_HIGH)
+
+
+def test_unseeded_envs_differ():
+    env = gymnasium.make("FlexibleWorld/Robosuite-v0", task="Lift", render_images=False, instructions=INSTRUCTIONS)
+    try:
+        assert env.reset()[0]["goal"] in INSTRUCTIONS["lift_cube"]
         first = env.unwrapped.seed
         env.reset()
         assert env.unwrapped.seed == first and env.unwrapped.episode == 1
     finally:
         env.close()
-    assert len({FakeWorld().reset()[1]["goal"] for _ in range(3)}) == 3
+    assert len({FakeEnv().reset()[1]["goal"] for _ in range(3)}) == 3
 
 
-class FakeWorld(RobosuiteEnv):
-    """Tells its seed in place of a goal."""
+class FakeEnv(RobosuiteEnv):
+    """Its info holds its seed in place of a goal."""
     def __init__(self):
         self.seed, self.episode = None, -1
 
@@ -181,7 +239,7 @@ class FakeWorld(RobosuiteEnv):
         return {}
 
 
-def test_vector_state_is_restored_with_sentences_and_what_is_not_scored(pair):
+def test_vector_state_is_restored(pair):
     pair.reset(seed=3)
     pair.step(np.array([1, 2]))
     state = json.loads(json.dumps(pair.state()))
@@ -194,13 +252,13 @@ def test_vector_state_is_restored_with_sentences_and_what_is_not_scored(pair):
         assert same(obs, again) and all(map(np.array_equal, rest, others))
 
 
-def test_teaching_in_a_vector(pair):
+def test_vector_expert_labels(pair):
     obs, _ = pair.reset(seed=5, options={"goals": ["lift_cube", "push_cube"]})
     assert pair.expert_actions().tolist() == [7, 6]            # opens to grasp, closes to push
     asked, actions = pair.relabel_goals(np.random.default_rng(0), 0.0)
     assert actions.tolist() == [7, 6] and asked["goal_slots"].tolist() == [[1, 0], [0, 1]]
     assert asked["object_xy"].shape == (2, 2, 2) and np.isnan(asked["object_xy"][:, 1]).all()
-    blind = RobosuiteVectorEnv(1, instructions=SAID, pictures=False, task="Lift")
+    blind = RobosuiteVectorEnv(1, instructions=INSTRUCTIONS, render_images=False, task="Lift")
     try:
         assert not blind.reset(seed=5)[0]["image"].any() and blind.expert_actions().tolist() == [7]
     finally:
@@ -209,7 +267,7 @@ def test_teaching_in_a_vector(pair):
 
 def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
     for harm in ("action", "death", "interrupt"):
-        env = RobosuiteVectorEnv(2, instructions=SAID, pictures=False, task="Lift")
+        env = RobosuiteVectorEnv(2, instructions=INSTRUCTIONS, render_images=False, task="Lift")
         processes = list(env.processes)
         env.reset(seed=0)
         if harm == "action":
@@ -227,33 +285,35 @@ def test_a_wrong_action_or_a_dead_worker_leaves_no_process():
 
 
 LOOP = """
-import signal
-from simulator.robosuite.env import RobosuiteVectorEnv
-signal.signal(signal.SIGTERM, lambda *_: None)      # as a trainer that would rather save first
-env = RobosuiteVectorEnv(2, instructions={}, pictures=False, task="Lift")
-asked = []
-signal.signal(signal.SIGINT, lambda *_: asked.append(True))     # as one that finishes its step
+import signal, sys
+from simulator.robosuite.vector_env import RobosuiteVectorEnv
+signals = []
+for number in (signal.SIGINT, signal.SIGTERM):      # as a trainer that finishes its step and saves
+    signal.signal(number, lambda *_: signals.append(True))
+env = RobosuiteVectorEnv(2, instructions={}, render_images=False, task="Lift")
 env.reset(seed=0)
 print(*(process.pid for process in env.processes), flush=True)
-while not asked:
+while not signals:
     env.step(env.noop_actions())
 env.step(env.noop_actions())
-env.close()
+if "close" in sys.argv:
+    env.close()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_trainer(number):
-    trainer = subprocess.Popen([sys.executable, "-c", LOOP], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+@pytest.mark.parametrize("number, end", [(signal.SIGINT, "close"), (signal.SIGTERM, "close"), (signal.SIGTERM, "exit"),
+                                         (signal.SIGKILL, "")])
+def test_no_worker_outlives_its_trainer(number, end):
+    trainer = subprocess.Popen([sys.executable, "-c", LOOP, end], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.PIPE, start_new_session=True)
     workers = [int(pid) for pid in trainer.stdout.readline().split()]
     time.sleep(0.3)
-    if number == signal.SIGINT:
-        os.killpg(trainer.pid, number)       # as a terminal does: everyone gets it
-    else:
+    if number == signal.SIGKILL:
         trainer.kill()
+    else:
+        os.killpg(trainer.pid, number)       # a terminal or a scheduler signals the whole group
     trainer.communicate(timeout=30)
-    assert len(workers) == 2 and trainer.returncode == (0 if number == signal.SIGINT else -9)
+    assert len(workers) == 2 and trainer.returncode == (-9 if number == signal.SIGKILL else 0)
     deadline = time.monotonic() + 20
     while (left := [pid for pid in workers if running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -277,7 +337,8 @@ def test_action_table():
 
 def test_named_actions_do_what_they_are_called(make):
     # 10 control steps: 250 mm are commanded, the controller makes about 55 mm of it while they last
-    env, ways = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True), R.ACTION_VECTORS[:6, :3] * 2
+    env = make(render_images=False, action_repeat=10, gripper_repeat=10, proprioception=True)
+    ways = R.ACTION_VECTORS[:6, :3] * 2
     for seed in (0, 1):
         for action, name in enumerate(R.ACTIONS):
             env.reset(seed=seed)
@@ -307,8 +368,8 @@ def test_spaces_contain_what_is_observed(make, size, cameras, proprioception):
     assert env.render().shape[0] == 256 and env.action_space == gymnasium.spaces.Discrete(8)
 
 
-def test_numbers_that_are_none_do_no_harm(make):
-    env = make(pictures=False, action_space="continuous")
+def test_nonfinite_and_large_actions(make):
+    env = make(render_images=False, action_space="continuous")
     assert env.action_space == gymnasium.spaces.Box(-1, 1, (7,), np.float32)
     after = {}
     for name, action in {"nan": [np.nan] * 7, "zero": [0] * 7, "inf": [np.inf] * 7, "ten": [10] * 7, "one": [1] * 7,
@@ -330,7 +391,7 @@ def test_numbers_that_are_none_do_no_harm(make):
 
 @pytest.mark.parametrize("action", [-1, 8, 2.5, np.nan, "up", None, np.array([1])])
 def test_wrong_named_actions(make, action):
-    env = make(pictures=False, action_repeat=10, gripper_repeat=10, proprioception=True)
+    env = make(render_images=False, action_repeat=10, gripper_repeat=10, proprioception=True)
     env.reset(seed=0)
     with pytest.raises(EnvError, match="choose from 0 to 7"):
         env.step(action)
@@ -346,18 +407,18 @@ def test_wrong_named_actions(make, action):
 def test_wrong_settings(wrong, right):
     for kind in (RobosuiteEnv, lambda **settings: RobosuiteVectorEnv(1, **settings)):
         with pytest.raises(EnvError) as error:
-            kind(instructions=SAID, **wrong)
+            kind(instructions=INSTRUCTIONS, **wrong)
         assert right in str(error.value) and "\n" not in str(error.value)
 
 
-def test_one_name_is_as_good_as_a_list_of_one():
+def test_a_single_name_is_accepted_for_a_list():
     settings = R.RobosuiteConfig(cameras=TABLE, goals="place_can_near")
     assert settings.cameras == (TABLE,) and settings.goals == ("place_can_near",)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("task", TASKS)
-def test_pictures_are_robosuites_own_upright(make, task):
+def test_images_are_robosuites_own_upright(make, task):
     """But for the mirror image in the floor, which is faint: the largest difference seen is 43 of 255."""
     import mujoco
     env, rng = make(task, action_repeat=4), np.random.default_rng(0)
@@ -367,7 +428,7 @@ def test_pictures_are_robosuites_own_upright(make, task):
         for action in rng.integers(8, size=6):
             env.apply_action(action)
         for name, counts in differing.items():
-            mine, raw = env.picture([name]), lambda name=name: env.sim.render(84, 84, camera_name=name)
+            mine, raw = env.render_cameras([name]), lambda name=name: env.sim.render(84, 84, camera_name=name)
             assert np.array_equal(mine, raw()[::-1]) and mine.flags.c_contiguous       # what is out of view, too
             flags, floor = env.sim._render_context_offscreen.scn.flags, env.sim.model._model.mat("floorplane")
             try:
@@ -381,24 +442,24 @@ def test_pictures_are_robosuites_own_upright(make, task):
             finally:
                 flags[flag] = flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             assert difference.max() < 64
-            if task != "NutAssemblySquare":        # MuJoCo mirrors in one thing only: in the nut where not in the floor
+            if task != "NutAssemblySquare":        # MuJoCo mirrors in one object only, here the nut
                 assert np.array_equal(mine, others)
             counts.append((difference > 0).sum())
     assert max(differing[HAND]) < 0.05 * 84 * 84 and min(differing[TABLE]) > 0 and max(differing[TABLE]) < 0.3 * 84 * 84
 
 
 def seen(env, name, geoms):
-    """Rows and columns of the pixels in which these geoms are seen, as shares of the picture."""
-    model, before = env.sim.model._model, env.picture([name])
+    """Return the rows and columns of the pixels that show these geoms, in [0, 1]."""
+    model, before = env.sim.model._model, env.render_cameras([name])
     groups = model.geom_group.copy()
     model.geom_group[geoms] = 5
     try:
-        return np.argwhere((env.picture([name]) != before).any(-1)) / len(before)
+        return np.argwhere((env.render_cameras([name]) != before).any(-1)) / len(before)
     finally:
         model.geom_group[:] = groups
 
 
-def test_the_gripper_is_below_and_the_thing_where_it_is_said_to_be(make):
+def test_located_object_matches_its_pixels(make):
     env = make(action_repeat=4)
     env.reset(seed=0)
     model = env.sim.model._model
@@ -413,11 +474,11 @@ def test_the_gripper_is_below_and_the_thing_where_it_is_said_to_be(make):
 
 # --- stages and endings ---------------------------------------------------------------------------------------------
 def test_stages_of_the_can_by_hand(make, monkeypatch):
-    env = make("PickPlaceCan", pictures=False, max_steps=3, reward="progress", goals=TASKS["PickPlaceCan"])
+    env = make("PickPlaceCan", render_images=False, max_steps=3, reward="progress", goals=TASKS["PickPlaceCan"])
     env.reset(seed=0, options={"goal": "place_can"})
-    target, start, hand = env.target(), env.start, env.eef_pos()
-    assert env.shaped_value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - hand))))
-    put(env, hand - [0, 0, 0.1])                # 10 cm below the hand: 0.1 (1 - tanh 1) = 0.0238
+    target, start, eef = env.target(), env.object_start, env.eef_pos()
+    assert env.shaped_value() == pytest.approx(0.1 * (1 - np.tanh(10 * np.linalg.norm(start - eef))))
+    put(env, eef - [0, 0, 0.1])                 # 10 cm below the gripper: 0.1 (1 - tanh 1) = 0.0238
     reach = env.shaped_value()
     assert reach == pytest.approx(0.0238, abs=1e-4) and not any(env.stages()[name] for name in ("reach", "grasp"))
     monkeypatch.setattr(env, "grasped", lambda: True)
@@ -443,19 +504,19 @@ def test_stages_of_the_can_by_hand(make, monkeypatch):
 def test_success_terminates_and_the_limit_truncates_never_both(make):
     for goal in TASKS["PickPlaceCan"]:
         for reward in ("sparse", "progress"):
-            env = make("PickPlaceCan", pictures=False, max_steps=3, reward=reward, goals=TASKS["PickPlaceCan"])
+            env = make("PickPlaceCan", render_images=False, max_steps=3, reward=reward, goals=TASKS["PickPlaceCan"])
             env.reset(seed=0, options={"goal": goal})
             steps = [env.step(4) for _ in range(3)]
             assert [step[2:4] for step in steps] == [(False, False), (False, False), (False, True)]
-            assert steps[2][4]["episode"]["success"] is False and "episode" not in steps[1][4]
+            assert steps[2][4]["episode_metrics"]["success"] is False and "episode_metrics" not in steps[1][4]
             env.reset(seed=0, options={"goal": goal})
             start, total = env.shaped_value(), env.step(4)[1] + env.step(4)[1]
             put(env, env.target() + [0, 0, 0.06])
             _, last, *ends, info = env.step(4)                     # on the last step: success, not the time limit
-            assert ends == [True, False] and info["success"] and info["episode"]["goal"] == goal
+            assert ends == [True, False] and info["success"] and info["episode_metrics"]["goal"] == goal
             assert (total + last == pytest.approx(1 - start)) if reward == "progress" else last == 1
     env.reset(seed=0, options={"goal": "juggle"})
-    put(env, env.target() + [0, 0, 0.06])                          # a sentence that is not known is not scored
+    put(env, env.target() + [0, 0, 0.06])                          # an unknown instruction is not scored
     _, reward, *ends, info = env.step(4)
     assert (reward, ends, info["success"], info["goal"]) == (0, [False, False], False, None)
     state = env.state()
@@ -463,14 +524,14 @@ def test_success_terminates_and_the_limit_truncates_never_both(make):
     assert env.state() == state and not env.scored and env.instruction == "juggle"
 
 
-# --- repeatability --------------------------------------------------------------------------------------------------
-def test_two_worlds_in_one_process_draw_their_own_pictures(make):
+# --- reproducibility ------------------------------------------------------------------------------------------------
+def test_two_envs_in_one_process_render_their_own_images(make):
     one, other = make(action_repeat=4), make("PickPlaceCan", action_repeat=4)
-    picture = one.reset(seed=0)[0]["image"]
-    assert not np.array_equal(other.reset(seed=0)[0]["image"], picture)
-    assert np.array_equal(one.picture(), picture)
-    RobosuiteEnv(task="Lift", instructions=SAID).close()
-    assert np.array_equal(one.picture(), picture)
+    image = one.reset(seed=0)[0]["image"]
+    assert not np.array_equal(other.reset(seed=0)[0]["image"], image)
+    assert np.array_equal(one.render_cameras(), image)
+    RobosuiteEnv(task="Lift", instructions=INSTRUCTIONS).close()
+    assert np.array_equal(one.render_cameras(), image)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -480,21 +541,21 @@ def test_same_seed_and_actions_same_trajectory(make, task):
     first = play(env, 11, actions)
     for action in rng.integers(8, size=9):
         env.step(action)
-    put(env, env.eef_pos())                                           # and something is in its hand
+    put(env, env.eef_pos())                                           # and the gripper holds it
     env.step(6)
     assert play(env, 11, actions) == first and play(env, 12, [])[0][2] != first[0][2]
     if task == "Lift":
-        fresh = RobosuiteEnv(task=task, action_repeat=4, instructions=SAID)
+        fresh = RobosuiteEnv(task=task, action_repeat=4, instructions=INSTRUCTIONS)
         try:
             assert play(fresh, 11, actions) == first
         finally:
             fresh.close()
 
 
-def test_where_it_starts_does_not_depend_on_what_is_asked(make):
+def test_the_start_does_not_depend_on_the_goal(make):
     for settings, goals in (({}, ("lift_cube",)), ({"goals": TASKS["Lift"]}, TASKS["Lift"])):
-        env, starts = make(pictures=False, **settings), set()
-        for options in (None, {"goal": goals[0]}, {"goal": goals[-1], "text": "go"}, {"text": "go"}):
+        env, starts = make(render_images=False, **settings), set()
+        for options in (None, {"goal": goals[0]}, {"goal": goals[-1], "instruction": "go"}, {"instruction": "go"}):
             env.reset(seed=4, options=options)
             starts.add(env.sim.data.qpos.tobytes())
         assert len(starts) == 1
@@ -505,7 +566,7 @@ def test_where_it_starts_does_not_depend_on_what_is_asked(make):
     ("Lift", "discrete", 4, (0, 1, 2)), ("PickPlaceCan", "discrete", 5, (0, 1, 2)),
     ("NutAssemblySquare", "continuous", 4, (1, 2))])
 def test_experts_reach_every_goal(make, task, space, repeat, seeds):
-    env = make(task, pictures=False, action_space=space, action_repeat=repeat, goals=TASKS[task], max_steps=100)
+    env = make(task, render_images=False, action_space=space, action_repeat=repeat, goals=TASKS[task], max_steps=100)
     for goal in TASKS[task]:
         runs = []
         for seed in (*seeds, *seeds[:goal == "lift_cube"]):
@@ -516,10 +577,10 @@ def test_experts_reach_every_goal(make, task, space, repeat, seeds):
                 assert env.action_space.contains(actions[-1])
                 _, reward, success, ended, info = env.step(actions[-1])
                 total, ended = total + reward, ended or success
-                order += [name for name in R.STAGES if env.stage.get(name) and name not in order]
+                order += [name for name in R.STAGES if env.stages_reached.get(name) and name not in order]
             assert success and total == pytest.approx(1), (goal, seed)
             assert order == [name for name in R.STAGES if name in order] and order, (goal, seed)
             if env.target() is not None:
-                assert order == list(R.STAGES) and all(info["episode"][name] == 1 for name in R.STAGES)
+                assert order == list(R.STAGES) and all(info["episode_metrics"][name] == 1 for name in METRICS)
             runs.append((seed, np.array(actions).tolist(), env.sim.data.qpos.tolist()))
         assert len(runs) == len(seeds) or runs[-1] == runs[0]

@@ -1,6 +1,10 @@
-"""The robot arm under the real trainer, evaluation and inference: small, but all of it."""
+"""The robot arm in the real trainer, evaluation and inference, with a tiny configuration."""
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +19,13 @@ import inference  # noqa: E402
 import train_vlm  # noqa: E402
 from models import checkpoint  # noqa: E402
 from models.vlm_policy import VLMPolicy  # noqa: E402
-from simulator.robosuite import env as robosuite_env  # noqa: E402
 from simulator.registry import EnvError, make_env  # noqa: E402
+from simulator.robosuite import env as robosuite_env  # noqa: E402
 from simulator.robosuite.rendering import choose_backend  # noqa: E402
 from simulator.rollout import collect  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
 import evaluate  # noqa: E402
 
 try:
@@ -35,6 +40,7 @@ SMALL = ["vlm_tiny", "robosuite_lift", "model.heads.hidden=[32]", "env.num_envs=
 
 
 def weights(folder):
+    """Return the weights of a finished run."""
     return checkpoint.load(folder / "vlm_final.pt")[1]
 
 
@@ -45,19 +51,21 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_ends_with_finished_episodes_a_best_checkpoint_and_stages(run):
-    """Episodes of 6 steps in rollouts of 8 go on from one rollout to the next: 24 steps end 4 in each world."""
+def test_a_run_writes_metrics_stages_and_checkpoints(run):
+    """Episodes of 6 steps continue across rollouts of 8 steps: 24 steps complete 4 episodes per env."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ppo = [row for row in rows if row.get("stage") == "ppo"]
     assert len(ppo) == 3 and sum(row["rollout/episodes"] for row in ppo) >= 8
-    mean_episode_stats = [row for row in ppo if row["rollout/episodes"]]
-    assert all(row["rollout/length"] <= 6 and 0 <= row["rollout/success_rate"] <= 1 for row in mean_episode_stats)
-    assert all({"rollout/reach", "rollout/return"} <= set(row) for row in mean_episode_stats) and "rollout/hover" not in mean_episode_stats[0]
-    assert any("rollout/grasp" in row for row in mean_episode_stats)
+    rollouts = [row for row in ppo if row["rollout/episodes"]]
+    assert all(row["rollout/length"] <= 6 and 0 <= row["rollout/success_rate"] <= 1 for row in rollouts)
+    assert all({"rollout/stage_reach", "rollout/return"} <= set(row) for row in rollouts)
+    assert any("rollout/stage_grasp" in row for row in rollouts)
+    assert not any("rollout/stage_hover" in row for row in rollouts)        # Lift has no such stage
     assert (run / "vlm_best.pt").is_file() and (run / "vlm_best.pt").stat().st_size < 4_000_000
     figures = json.loads((run / "eval.json").read_text())
     mine = figures["policy"]["greedy"]
-    assert figures["episodes"] == 4 and set(mine["stages"]) == {"reach", "grasp", "lift"}
+    stages = {name.removeprefix("stage_") for name in mine["stages"]}
+    assert figures["episodes"] == 4 and stages == {"reach", "grasp", "lift"}
     assert set(mine["per_goal"]) == {"lift_cube", "push_cube"}
     assert len(list((run / "demonstrations").glob("*.hdf5"))) == train_vlm.NUM_DAGGER_ROUNDS
     with Image.open(run / "episodes.gif") as gif:
@@ -65,7 +73,7 @@ def test_a_run_ends_with_finished_episodes_a_best_checkpoint_and_stages(run):
 
 
 def test_a_resumed_run_is_the_same_run(run, tmp_path, monkeypatch):
-    """Stopped every few units, and each time started anew from its files alone."""
+    """It is interrupted every few iterations and resumed from its files."""
     class StopSoon(train_vlm.Interrupt):
         asked = 0
 
@@ -85,7 +93,7 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path, monkeypatch):
 
 
 def test_the_ratio_is_one_on_a_rollout_of_the_arm(run):
-    """What the original got wrong twice: dropout while collecting, and [B,1] against [B]."""
+    """Dropout while collecting, or values [B,1] against [B], would break it."""
     settings = config.load([*SMALL, f"train.output_dir:={run}"])
     policy, env = VLMPolicy.from_checkpoint(run / "vlm_best.pt"), make_env(settings)
     try:
@@ -103,7 +111,7 @@ def test_the_ratio_is_one_on_a_rollout_of_the_arm(run):
 def test_evaluation_and_its_splits(run, tmp_path, capsys):
     out = tmp_path / "out.json"
     assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--episodes", "2", "--json", str(out)]) == 0
-    assert "stage: reach" in capsys.readouterr().out
+    assert "reach" in capsys.readouterr().out
     assert set(json.loads(out.read_text())["baselines"]) == {"no-op", "random", "expert"}
     args = ["--model", str(run / "vlm_best.pt"), "--split", "held_out_ko", "instruction_swap", "--episodes", "2"]
     assert evaluate.main([*args, "--json", str(out)]) == 0
@@ -111,32 +119,50 @@ def test_evaluation_and_its_splits(run, tmp_path, capsys):
     assert figures["held_out_ko"]["greedy"]["n"] == 2
     assert set(figures["instruction_swap"]["expert"]) == {"instructed", "original", "original_if_instructed", "gap"}
     assert evaluate.main(["--model", str(run / "vlm_best.pt"), "--split", "long_horizon"]) == 2
-    assert "unknown split 'chain': choose from held_out, all, seen" in capsys.readouterr().err
+    assert "unknown split 'long_horizon'" in capsys.readouterr().err
 
 
 def test_inference_shows_an_episode_of_the_arm(run, tmp_path, capsys):
     gif = tmp_path / "lift.gif"
     words = ["--model", str(run / "vlm_best.pt"), "--output", str(gif), "--seed", "2"]
     assert inference.main(["--goal", "큐브를 들어 올려줘", *words]) == 0
-    mean_episode_stats = capsys.readouterr().out
-    assert "scored as lift_cube" in mean_episode_stats and any(f"1  {name}" in mean_episode_stats for name in robosuite_env.ACTIONS)
+    out = capsys.readouterr().out
+    assert "scored as lift_cube" in out and any(f"1  {name}" in out for name in robosuite_env.ACTIONS)
     with Image.open(gif) as frames:
         assert frames.n_frames == 7 and np.asarray(frames.convert("RGB")).std() > 20
     assert inference.main(["--goal", "sing", *words]) == 0 and "not scored" in capsys.readouterr().out
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (64, 64)).save(picture)
-    assert inference.main(["--goal", "up", "--image", str(picture), *words]) == 2
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 64)).save(image)
+    assert inference.main(["--goal", "up", "--image", str(image), *words]) == 2
     assert "leave out --image" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "said"), [
-    ("env.goals=['fly']", "no goal 'fly' in this world: choose from lift_cube, push_cube"),
-    ("robosuite.cameras=['eye']", "no camera 'eye' in this world: choose from robot0_eye_in_hand"),
-    ("robosuite.robot:=R2D2", "no robot 'R2D2' in this world: choose from Panda"),
+@pytest.mark.parametrize(("literal", "message"), [
+    ("env.goals=['fly']", "unknown goal 'fly': did you mean lift_cube? Choose from lift_cube, push_cube"),
+    ("robosuite.cameras=['eye']", "unknown camera 'eye': did you mean"),
+    ("robosuite.robot:=R2D2", "unknown robot 'R2D2': did you mean"),
     ("bc.data:=nowhere.hdf5", "no demonstrations at nowhere.hdf5"),
 ])
-def test_what_cannot_be_is_said_in_one_line_before_anything_is_written(word, said, tmp_path, capsys):
-    assert train_vlm.main([*SMALL, word, f"train.output_dir:={tmp_path / 'out'}"]) == 2
+def test_wrong_settings_are_one_line_before_anything_is_written(literal, message, tmp_path, capsys):
+    assert train_vlm.main([*SMALL, literal, f"train.output_dir:={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and said in error
+    assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_sigterm_to_the_process_group_saves_the_training_state(tmp_path):
+    """A cluster's scheduler sends it to every process of a job."""
+    argv = [sys.executable, "train_vlm.py", *SMALL, "debug", "rl.iterations=1000", f"train.output_dir:={tmp_path}"]
+    with (tmp_path / "log.txt").open("w") as log:
+        trainer = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        try:
+            metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 180
+            while not (metrics.exists() and "ppo" in metrics.read_text()) and time.monotonic() < deadline:
+                assert trainer.poll() is None, (tmp_path / "log.txt").read_text()
+                time.sleep(0.1)
+            os.killpg(trainer.pid, signal.SIGTERM)
+            assert trainer.wait(timeout=180) == 130, (tmp_path / "log.txt").read_text()
+        finally:
+            if trainer.poll() is None:
+                os.killpg(trainer.pid, signal.SIGKILL)
+    assert checkpoint.load(tmp_path / "vlm_state.pt")[2] is not None

@@ -1,131 +1,156 @@
-"""Scripted experts for the robosuite tasks: what to do next, from the true state and without memory.
+"""Scripted experts for the robosuite tasks: the next action from the true state, without memory.
 
-`intent` says which way the hand should move and turn and what the fingers should do; `expert_action` says it in the
-environment's action space: the named action along the worst axis, or a 7-vector in proportion.
+`target_motion` returns a motion of the gripper. `expert_action` converts it to the env's action space: the named
+action along the axis with the largest error, or a proportional 7-vector.
 """
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 
-CARRY = 0.25        # metres above the target's floor at which a thing is carried
-RELEASE = 0.16      # metres above it below which fingers that have begun to open go on: more than `carry` comes down to
+from simulator.robosuite.env_config import CLOSE_GRIPPER, OPEN_GRIPPER
+from simulator.robosuite.tasks import CARRY_HEIGHT, GOALS, PushGoal
+
+if TYPE_CHECKING:
+    from simulator.robosuite.env import RobosuiteEnv
+
+# below this height above the target, in metres, an opening gripper goes on opening; above every release height
+RELEASE_HEIGHT = 0.16
 OPEN, NO_CHANGE, CLOSE = -1, 0, 1
+UP = (0, 0, 0.1)
 
 
-def expert_action(env, goal):
-    """What the expert does for `goal` in a RobosuiteEnv: an index of ACTIONS, or float32 [7]."""
-    move, turn, grip = intent(env, goal)
+class Motion(NamedTuple):
+    """`move` [3]: metres, world frame. `turn`: rad about the vertical. `grip`: OPEN, NO_CHANGE or CLOSE."""
+    move: np.ndarray
+    turn: float = 0.0
+    grip: int = NO_CHANGE
+
+
+def expert_action(env: "RobosuiteEnv", goal: str) -> int | np.ndarray:
+    """Return the expert's action for `goal`: an index of ACTIONS, or float32 [7]."""
+    move, turn, grip = target_motion(env, goal)
     if env.discrete:
         if grip != NO_CHANGE:
-            return 6 if grip == CLOSE else 7
+            return CLOSE_GRIPPER if grip == CLOSE else OPEN_GRIPPER
         axis = int(np.argmax(np.abs(move)))
         return (1, 3, 4)[axis] if move[axis] > 0 else (0, 2, 5)[axis]
-    # what an action of 1 comes to while it is held, and a little after it: 12 mm and 0.12 rad in a control step
+    # an action of 1 moves 12 mm and 0.12 rad per control step, and a little after the last one
     reach = 0.012 * env.settings.action_repeat + 0.008
     vector = np.zeros(7)
-    vector[:3], vector[5], vector[6] = move / reach, turn / (10 * reach), grip
+    vector[:3] = move / reach
+    vector[5] = turn / (10 * reach)
+    vector[6] = grip
     return np.clip(vector, -1, 1).astype(np.float32)
 
 
-def tolerance(env):
-    """How well the hand can be placed: about half of what a named action moves it."""
+def position_tolerance(env: "RobosuiteEnv") -> float:
+    """Return how exactly the end effector can be placed, metres: about half of what a named action moves it."""
     return max(0.008, 0.0035 * env.settings.action_repeat) if env.discrete else 0.008
 
 
-def intent(env, goal):
-    """-> (move [3], metres, world frame; turn about the vertical, rad; OPEN, KEEP or CLOSE)."""
-    if goal == "push_cube":
+def target_motion(env: "RobosuiteEnv", goal: str) -> Motion:
+    """Return the next motion for `goal`."""
+    if isinstance(GOALS[goal], PushGoal):
         return push(env)
     target = env.target(goal)
-    if env.grasped() and closed(env) > 0.99:
-        return lift_up(env) if target is None else carry(env, goal, target)
-    if target is not None and env.above_target(goal) and env.object_pos()[2] < target[2] + RELEASE:
-        return hold_still(OPEN) if closed(env) > -0.99 else (np.array([0, 0, 1.0]), 0, NO_CHANGE)        # it is there: let go
+    if env.grasped() and gripper_command(env) > 0.99:
+        return Motion(np.array(UP)) if target is None else carry(env, GOALS[goal].aligned, target)
+    if target is not None and env.above_target(goal) and env.object_pos()[2] < target[2] + RELEASE_HEIGHT:
+        return hold_still(OPEN) if gripper_command(env) > -0.99 else Motion(np.array([0, 0, 1.0]))
     return grasp(env)
 
 
-def hold_still(grip):
-    return np.zeros(3), 0.0, grip
+def hold_still(grip: int) -> Motion:
+    """Return a motion of the fingers only."""
+    return Motion(np.zeros(3), grip=grip)
 
 
-def closed(env):
-    """The fingers' command, from -1, open, to 1, closed."""
+def gripper_command(env: "RobosuiteEnv") -> float:
+    """Return the gripper's current command, from -1 (open) to 1 (closed)."""
     return -float(env.gripper.current_action[0])
 
 
-def yaw_error(env):
-    """How far the hand should turn for its fingers to close across what they are to hold, rad; named actions cannot."""
+def grasp_yaw_error(env: "RobosuiteEnv") -> float:
+    """Return the turn in rad after which the fingers close across the object. 0 for named actions: they cannot turn."""
     if env.discrete:
         return 0.0
     site = env.sim_env.robots[0].eef_site_id["right"]
     fingers = env.sim.data.site_xmat[site].reshape(3, 3)[:, 1]
     if env.task.grasp_site:
         handle = env.grasp_pos() - env.object_pos()
-        wanted, period = np.arctan2(handle[1], handle[0]) + np.pi / 2, np.pi
+        grasp_yaw, period = np.arctan2(handle[1], handle[0]) + np.pi / 2, np.pi
+    elif env.task.round_object:
+        return 0.0
     else:
-        body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.body)].reshape(3, 3)
-        wanted, period = np.arctan2(body[1, 0], body[0, 0]), np.pi / 2
-        if env.task.goals[0] == "place_can":        # round
-            return 0.0
-    return wrap(wanted - np.arctan2(fingers[1], fingers[0]), period)
+        grasp_yaw, period = object_yaw(env), np.pi / 2
+    return wrap_angle(grasp_yaw - np.arctan2(fingers[1], fingers[0]), period)
 
 
-def wrap(angle, period):
+def object_yaw(env: "RobosuiteEnv") -> float:
+    """Return the object's angle about the vertical, rad."""
+    rotation = env.object_rotation()
+    return np.arctan2(rotation[1, 0], rotation[0, 0])
+
+
+def wrap_angle(angle: float, period: float) -> float:
+    """Return the angle in [-period / 2, period / 2)."""
     return float((angle + period / 2) % period - period / 2)
 
 
-def grasp(env):
-    """Above the thing, open, down, close."""
-    away, turn, near = env.grasp_pos() - env.eef_pos(), yaw_error(env), tolerance(env)
-    aside = np.abs(away[:2])
-    tall = 0.02 if env.task.goals[0] == "place_can" else 0.008
-    if (aside < 1.5 * near).all() and abs(turn) < 0.15 and away[2] > -tall:
+def grasp(env: "RobosuiteEnv") -> Motion:
+    """Move above the object, open, move down, close."""
+    offset = env.grasp_pos() - env.eef_pos()
+    lateral = np.abs(offset[:2])
+    turn = grasp_yaw_error(env)
+    tolerance = position_tolerance(env)
+    grasp_depth = 0.02 if env.task.round_object else 0.008
+    if (lateral < 1.5 * tolerance).all() and abs(turn) < 0.15 and offset[2] > -grasp_depth:
         return hold_still(CLOSE)
-    if closed(env) > -0.99:
+    if gripper_command(env) > -0.99:
         return hold_still(OPEN)
-    if (aside > near).any() or abs(turn) > 0.1:
-        if away[2] > -0.05 and (aside > 3 * near).any():        # low and beside it: first up, or it is pushed about
-            return np.array([0, 0, 1.0]), 0.0, NO_CHANGE
-        return np.array([*np.where(aside > near, away[:2], 0), 0 if env.discrete else away[2] + 0.08]), turn, NO_CHANGE
-    return np.array([0, 0, away[2]]), turn, NO_CHANGE
+    if (lateral > tolerance).any() or abs(turn) > 0.1:
+        if offset[2] > -0.05 and (lateral > 3 * tolerance).any():      # low and beside it: it would push the object
+            return Motion(np.array([0, 0, 1.0]))
+        vertical = 0 if env.discrete else offset[2] + 0.08
+        return Motion(np.array([*np.where(lateral > tolerance, offset[:2], 0), vertical]), turn)
+    return Motion(np.array([0, 0, offset[2]]), turn)
 
 
-def lift_up(env):
-    return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
-
-
-def carry(env, goal, target):
-    """Up, over the target, down, let go."""
-    away, nut = target - env.object_pos(), goal == "place_nut"
-    aside, turn = np.abs(away[:2]), nut_turn(env, nut)
-    near, low = (0.003, 0.118) if nut else (max(0.03, tolerance(env)), 0.14)
-    high = -away[2]         # of the thing above its target
-    if (aside > near).any() or abs(turn) > 0.03:
-        if high < CARRY - 0.05 and (aside > 0.06).any():
-            return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
-        return np.array([*np.where(aside > near / 2, away[:2], 0), 0]), turn, NO_CHANGE
-    if high > low + 0.008:
-        return np.array([*(away[:2] * (not env.discrete)), low - high]), turn, NO_CHANGE
+def carry(env: "RobosuiteEnv", aligned: bool, target: np.ndarray) -> Motion:
+    """Move the grasped object up, over the target, down, then release it. `aligned`: turn it to fit the target."""
+    offset = target - env.object_pos()
+    lateral = np.abs(offset[:2])
+    height = -offset[2]         # of the object above its target
+    turn = fit_yaw_error(env) if aligned else 0.0
+    tolerance = 0.003 if aligned else max(0.03, position_tolerance(env))
+    release_height = 0.118 if aligned else 0.14
+    if (lateral > tolerance).any() or abs(turn) > 0.03:
+        if height < CARRY_HEIGHT - 0.05 and (lateral > 0.06).any():
+            return Motion(np.array(UP))
+        return Motion(np.array([*np.where(lateral > tolerance / 2, offset[:2], 0), 0]), turn)
+    if height > release_height + 0.008:
+        return Motion(np.array([*(offset[:2] * (not env.discrete)), release_height - height]), turn)
     return hold_still(OPEN)
 
 
-def nut_turn(env, nut):
-    """How far the nut is from sitting square to its peg, rad."""
-    if not nut or env.discrete:
-        return 0.0
-    body = env.sim.data.body_xmat[env.sim.model.body_name2id(env.task.body)].reshape(3, 3)
-    return -wrap(np.arctan2(body[1, 0], body[0, 0]), np.pi / 2)
+def fit_yaw_error(env: "RobosuiteEnv") -> float:
+    """Return the turn in rad that aligns the square nut with its peg. 0 for named actions."""
+    return 0.0 if env.discrete else -wrap_angle(object_yaw(env), np.pi / 2)
 
 
-def push(env):
-    """Closed fingers behind the cube, down, forward."""
-    away, near = env.object_pos() - env.eef_pos(), tolerance(env)
-    if closed(env) < 0.99:
+def push(env: "RobosuiteEnv") -> Motion:
+    """Close the fingers, move behind the cube, down, forward."""
+    offset = env.object_pos() - env.eef_pos()
+    tolerance = position_tolerance(env)
+    if gripper_command(env) < 0.99:
         return hold_still(CLOSE)
-    behind = away[0] - 0.06
-    low = away[2] > -0.026
-    if low and away[0] > 0 and abs(away[1]) < 2 * near:
-        return np.array([0.1, 0, 0]), 0.0, NO_CHANGE
-    if abs(away[1]) > near or abs(behind) > near:
-        if away[2] > -0.06:
-            return np.array([0, 0, 0.1]), 0.0, NO_CHANGE
-        return np.array([behind if abs(behind) > near else 0, away[1] if abs(away[1]) > near else 0, 0]), 0.0, NO_CHANGE
-    return np.array([0, 0, away[2]]), 0.0, NO_CHANGE
+    behind = offset[0] - 0.06           # to the start position, 6 cm behind the cube
+    is_low = offset[2] > -0.026
+    if is_low and offset[0] > 0 and abs(offset[1]) < 2 * tolerance:
+        return Motion(np.array([0.1, 0, 0]))
+    if abs(offset[1]) > tolerance or abs(behind) > tolerance:
+        if offset[2] > -0.06:
+            return Motion(np.array(UP))
+        errors = np.array([behind, offset[1], 0])
+        return Motion(np.where(np.abs(errors) > tolerance, errors, 0))
+    return Motion(np.array([0, 0, offset[2]]))
