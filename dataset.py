@@ -14,10 +14,12 @@ import torch
 
 from config import UserError
 from simulator.formats import DatasetError, format_of, list_files, summarize
-from simulator.formats.recorder import record_demos  # noqa: F401
-from simulator.formats.robomimic import PROPRIO, write_demonstrations  # noqa: F401
-from simulator.robosuite.env import ACTION_VECTORS, RobosuiteConfig
+from simulator.formats.recorder import record_demos
+from simulator.formats.robomimic import PROPRIO, write_demonstrations
+from simulator.robosuite.env_config import ACTION_VECTORS, RobosuiteConfig
 from simulator.rollout import stack_obs, tree_map
+
+__all__ = ["DemoDataset", "generate_demos", "load_demos", "minibatches", "record_demos", "select", "write_demonstrations"]
 
 
 def generate_demos(env, steps: int, seed, action_noise: float, relabel: float) -> tuple[dict, torch.Tensor]:

@@ -20,21 +20,14 @@ import numpy as np
 
 from config import UserError
 from scripts import cli
-from scripts.cli import SHIPPED_MODEL as SHIPPED  # noqa: F401
-from scripts.cli import TRAINED_MODEL as TRAINED  # noqa: F401
-from scripts.cli import add_model_arguments, check_output_path, die  # noqa: F401
-from simulator.recording import (  # noqa: F401
+from simulator.recording import (
     MAX_SIDE,
     WRITERS,
-    Step,
     action_point,
     draw_frame,
     initial_frame,
-    record_episodes,
     run_episode,
-    save_gif,
     save_video,
-    wrap,
 )
 
 
@@ -125,7 +118,7 @@ def predict(policy, config, image, instruction: str, deterministic: bool = True)
     from simulator.registry import get_env_family
     actions, *_ = policy.sample_action([image], [instruction], deterministic=deterministic)
     action = actions[0].cpu().numpy()
-    return get_env_family(config).describe(action), action_point(policy.spec, action)
+    return get_env_family(config).describe_action(action), action_point(policy.spec, action)
 
 
 def to_pixel(xy: tuple[float, float], width: int, height: int) -> tuple[int, int]:

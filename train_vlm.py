@@ -38,11 +38,10 @@ from tqdm import tqdm
 
 import dataset
 from config import UserError
-from inference import record_episodes, save_gif
 from models import checkpoint
-from models.backbones.hub_loading import init_model_files
-from models.backbones.qwen2_vl import Backbone
-from models.heads.attention import spec_from_space
+from models.backbones import make_backbone
+from models.backbones.tiny import init_model_files
+from models.heads import spec_from_space
 from models.training import bc, ppo, run_state
 from models.training.bc import NUM_DAGGER_ROUNDS
 from models.training.distributed import explain, is_main_process, make_accelerator, relaunch_under_torchrun, run_sharded
@@ -52,15 +51,14 @@ from models.training.run_state import STAGES, Interrupt, Run, lock_output_dir, r
 from models.training.tracker import import_wandb, log_metrics, progress_bar
 from models.vlm_policy import VLMPolicy
 from simulator.evaluation import evaluate_policy, format_table, policy_actor, run_episodes, summarize
-from simulator.particles.goals import GoalError
-from simulator.registry import EnvError, get_env_family, make_env
+from simulator.recording import record_episodes, save_gif
+from simulator.registry import get_env_family, make_env
 from simulator.rollout import collect as collect_steps
 from simulator.rollout import concat_states, slice_states
 
 __all__ = ["Learner", "NUM_DAGGER_ROUNDS", "UserError", "VLMPolicy", "build_policy", "main", "make_accelerator",
            "train", "update_ppo"]
 VALIDATION_SEED = 50_000_000     # the episodes that choose the best checkpoint are used in no report
-USER_ERRORS = (UserError, checkpoint.CheckpointError, GoalError, dataset.DatasetError, EnvError)
 
 
 # --- the training loop ------------------------------------------------------------------------------------------
@@ -195,12 +193,16 @@ def build_policy(config: Any, env: gymnasium.vector.VectorEnv, device: str = "cp
             corpus = get_env_family(config).instructions(config)
             instructions = sorted(text for texts in corpus.values() for text in texts)
             files = init_model_files(vlm.name, instructions)
-            backbone = Backbone.from_files(files, vlm.name, device=device, **settings)
+            backbone = make_backbone(vlm.name, files, device=device, **settings)
         else:
-            backbone = Backbone.from_pretrained(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
+            backbone = make_backbone(vlm.name, load_in_4bit=vlm.load_in_4bit, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot load model.vlm.name={vlm.name!r} ({checkpoint.first_line(error)}): give the name of a "
                         "model on the Hub or a local model folder, or start with the preset vlm_tiny") from None
+    try:
+        backbone.check_trainable()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if vlm.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
     proprio = env.single_observation_space.get("proprio")
@@ -223,17 +225,12 @@ def train(config: Any, resume: tuple | None = None) -> dict[str, Any] | None:
         if config.log.wandb != "disabled":
             import_wandb()
         accelerator = make_accelerator(config)
-        demos = None
-        if config.bc.data:
-            is_discrete = config.robosuite.action_space == "discrete"
-            demos = dataset.DemoDataset(config.bc.data, None, is_discrete, config.robosuite.cameras)
+        demos = dataset.load_demos(config) if config.bc.data else None
         try:
             env = make_env(config, config.env.num_envs // accelerator.num_processes)
         except ValueError as error:
             raise UserError(str(error)) from None
         with contextlib.closing(env):
-            if demos:
-                demos.validate(env)
             learner = Learner(accelerator, build_policy(config, env), config)
             try:
                 run = start_run(config, env, learner, folder, resume)
@@ -306,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config, resume = read_config(sys.argv[1:] if argv is None else argv)
         return 130 if train(config, resume) is None else 0
-    except USER_ERRORS as error:
+    except UserError as error:
         message = str(error) if is_main_process() else None
     except RuntimeError as error:
         message = explain(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from config import UserError
-from models.backbones.qwen2_vl import Backbone
+from models.backbones import VisionLanguageBackbone, make_backbone
 from models.checkpoint import CheckpointError, atomic_write, checksum, first_line, load, read_tensors, save
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, torch.Ten
     return meta, weights
 
 
-def load_backbone(config: dict[str, Any], base_model: str | Path | None = None) -> Backbone:
+def load_backbone(config: dict[str, Any], base_model: str | Path | None = None) -> VisionLanguageBackbone:
     """Return the backbone of a policy's `model_config()`; `base_model` is its folder or hub name if it moved.
 
     Raises CheckpointError if it is not the one that the policy was trained on, or cannot be loaded.
@@ -89,12 +89,12 @@ def load_backbone(config: dict[str, Any], base_model: str | Path | None = None) 
                               "give its folder or hub name as `base_model`") from None
 
 
-def _load_backbone(config: dict[str, Any], base_model: str | Path | None) -> Backbone:
+def _load_backbone(config: dict[str, Any], base_model: str | Path | None) -> VisionLanguageBackbone:
     if config["config_files"]:
         if base_model:
             raise CheckpointError("has its own base model: leave out the other one")
-        return Backbone.from_files(config["config_files"], config["base"], **config["backbone"])
-    backbone = Backbone.from_pretrained(base_model or config["base"], **config["backbone"])
+        return make_backbone(config["base"], config["config_files"], **config["backbone"])
+    backbone = make_backbone(base_model or config["base"], **config["backbone"])
     if backbone.base_hash != config["base_hash"]:
         raise CheckpointError(f"was trained on the base model {config['base']!r} ({config['base_hash']}), "
                               f"not on {backbone.name!r} ({backbone.base_hash}): give the folder of the first")
@@ -106,7 +106,7 @@ def model_card(meta: dict[str, Any], results: str = "") -> str:
     model_config = meta["model_config"]
     base_model = model_config["base"]
     has_base_elsewhere = not model_config["config_files"]
-    is_adapter = model_config["backbone"]["lora"] and has_base_elsewhere
+    is_adapter = model_config["backbone"].get("lora") and has_base_elsewhere
     header = {"base_model": base_model, "library_name": "peft"} if is_adapter else {}
     header |= {"pipeline_tag": "robotics", "tags": ["flexibleworld", "qwen2_vl", "reinforcement-learning"]}
     training = {key: value for key, value in meta.items() if key not in ("model_config", "results")}

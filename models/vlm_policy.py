@@ -17,8 +17,8 @@ from torch import nn
 
 from config import UserError
 from models import checkpoint, hub
+from models.backbones import VisionLanguageBackbone
 from models.backbones.hub_loading import resolve_hub_kwargs
-from models.backbones.qwen2_vl import Backbone
 from models.checkpoint import CheckpointError, Tensors, distribute_like, full_tensor
 from models.features import ProprioEncoder, check_instructions, image_tensor, proprio_tensor
 from models.heads import ActionSpec, make_head, spec_from_dict
@@ -54,7 +54,7 @@ class VLMPolicy(nn.Module):
     and after an update. Behaviour cloning turns it on with `use_dropout(True)`.
     """
 
-    def __init__(self, backbone: Backbone, spec: ActionSpec, hidden: Sequence[int] = (512, 256),
+    def __init__(self, backbone: VisionLanguageBackbone, spec: ActionSpec, hidden: Sequence[int] = (512, 256),
                  init_std: float = 0.135, goal_vocab: Sequence[str] = (), proprio: Bounds | None = None) -> None:
         super().__init__()
         self.backbone, self.spec, self.goal_vocab = backbone, spec, tuple(goal_vocab)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simulator.particles.goals import GOALS, goal_group, parse
-from simulator.particles.parser import TOGETHER, normalise
+from simulator.particles.parser import COMPATIBLE_KINDS, normalise
 from simulator.particles.physics import PALETTE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,7 +127,7 @@ def combine_clauses(template: dict, clauses: dict, rng: random.Random) -> Iterat
     kind, language, text = template["kind"], template["language"], template["text"]
     first_letter = min("ab", key=lambda letter: text.index("{" + letter))
     pairs = [(a, b) for a, b in itertools.permutations(SIMPLE, 2)
-             if ({kind_of(a), kind_of(b)} in TOGETHER if kind == "and" else not ends_at_wall(a, b))]
+             if ({kind_of(a), kind_of(b)} in COMPATIBLE_KINDS if kind == "and" else not ends_at_wall(a, b))]
     for a, b in rng.sample(pairs, len(pairs)):
         slots = {}
         for letter, goal in (("a", a), ("b", b)):

@@ -48,23 +48,14 @@ def read_instruction(policy: object, image: np.ndarray, instruction: str, propri
                      is_particles: bool = True) -> Reading:
     """Return the model's Reading of an instruction beside an image uint8 [H,W,3] (and proprio [Q])."""
     import torch
+
+    from simulator.particles.goals import plan_from_slots
     with torch.no_grad():
         output = policy(np.asarray(image)[None], [instruction], None if proprio is None else proprio[None])
     probability = torch.sigmoid(output.slot_logits[0])                             # [V]
     slots = policy.parsed_goal(output)[0]
     confidence = torch.maximum(probability, 1 - probability).prod().item() if slots else 0.0
-    return Reading(slots, plan_from_slots(slots, instruction) if is_particles else None, confidence)
-
-
-def plan_from_slots(slots: list[str], instruction: str) -> object | None:
-    """Return the Plan of the particle env that goal slots make, or None for an incoherent set."""
-    from simulator.particles import goals
-    from simulator.particles.parser import parse_instruction
-    if hasattr(goals, "plan_from_slots"):
-        return goals.plan_from_slots(slots)
-    text = parse_instruction(instruction)[0]
-    plan = goals.parse(text) if text else None
-    return plan if plan and goals.goal_slots(plan) == set(slots) else None
+    return Reading(slots, plan_from_slots(slots) if is_particles else None, confidence)
 
 
 def nearest_instructions(instruction: str, known: dict[str, list[str]]) -> dict[str, str]:

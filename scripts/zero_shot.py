@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from inference import check_output_path, die, draw_frame, save_gif  # noqa: E402
+from scripts.cli import check_output_path, die
+from simulator.recording import draw_frame, save_gif
 
 if TYPE_CHECKING:
     from PIL.Image import Image

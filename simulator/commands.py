@@ -17,7 +17,6 @@ from config import UserError
 from simulator.registry import EnvError
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
-COMMANDS_FILE = DATA_FOLDER / "goal_commands.jsonl"     # old path: use simulator.particles.commands.COMMANDS_FILE
 HANGUL = {chr(code) for code in range(0xAC00, 0xD7A4)}          # composed syllables
 HANGUL_LETTERS = {chr(code) for code in range(0x3131, 0x3190)}
 ALLOWED_CHARS = frozenset(string.printable) | HANGUL | HANGUL_LETTERS | set("·…’‘“”–—~")
@@ -58,18 +57,14 @@ def sample_instruction(instructions: Mapping[str, Sequence[str]], goal: object, 
     return texts[rng.integers(len(texts))]
 
 
-def load_instructions(path: str | Path | None = None,
-                      check_goal: Callable[[str], object] | None = None) -> list[dict[str, str]]:
+def load_instructions(path: str | Path, check_goal: Callable[[str], object]) -> list[dict[str, str]]:
     """Return the rows of an instruction file, each a dict of the six FIELDS.
 
-    `check_goal(goal)` raises ValueError if the environment does not have this goal. Both defaults are those of the
-    particles; prefer simulator.particles.commands.load_instructions for them.
+    `check_goal(goal)` raises ValueError if the environment does not have this goal.
 
     CorpusError: the file cannot be read, or a row does not fit (the message names its line).
     """
-    if check_goal is None:
-        from simulator.particles.goals import parse as check_goal
-    path = Path(path or COMMANDS_FILE)
+    path = Path(path)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -85,7 +80,7 @@ def load_instructions(path: str | Path | None = None,
     return rows
 
 
-def corpus_hash(more: Iterable[str | Path] = (), first: str | Path = COMMANDS_FILE) -> str:
+def corpus_hash(more: Iterable[str | Path], first: str | Path) -> str:
     """Return the SHA-256, in hexadecimal, of the instruction file `first` followed by the files `more`."""
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in (first, *more))).hexdigest()
 

@@ -187,7 +187,7 @@ def run_episode(env: object, policy: object, obs: dict, deterministic: bool = Tr
         actions, *_ = policy.sample_action(obs["image"][None], [instruction], deterministic=deterministic, **proprio)
         action, seconds = actions[0].cpu().numpy(), time.perf_counter() - start
         obs, _, terminated, truncated, info = env.step(action)
-        action_text, note, k = env.describe(action), NOTE_TEXT.get(info["note"], info["note"]), k + 1
+        action_text, note, k = env.describe_action(action), NOTE_TEXT.get(info["note"], info["note"]), k + 1
         if terminated or truncated:
             result = f"{'reached' if info['success'] else 'not reached'} in {k} steps"
             outcome = result if info["goal"] else "not scored"

@@ -19,7 +19,7 @@ class EnvError(UserError):
 
 REGISTRY = {    # env.world: "module:attribute", or "module" for the module itself
     "particles": "simulator.particles.splits:FAMILY",
-    "robosuite": "simulator.robosuite.env",
+    "robosuite": "simulator.robosuite.splits:FAMILY",
 }
 
 

@@ -3,11 +3,13 @@ import pytest
 import torch
 
 import config
-from models.backbones.hub_loading import init_model_files, read_config_files
-from models.backbones.qwen2_vl import Backbone
+from models.backbones.hub_loading import read_config_files
+from models.backbones.qwen2_vl import Qwen2VLBackbone
+from models.backbones.tiny import init_model_files
 from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.particles.env import action_space, instructions_by_goal
+from simulator.particles.commands import instructions_by_goal
+from simulator.particles.task import action_space
 
 torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy, more threads are up to 60 times slower
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -18,7 +20,7 @@ def save_model(name, folder, seed=0):
     files = init_model_files(name, sorted(text for texts in instructions_by_goal().values() for text in texts))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        Backbone.from_files(files, name).vlm.save_pretrained(folder)
+        Qwen2VLBackbone.from_files(files, name).vlm.save_pretrained(folder)
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     return folder
@@ -36,7 +38,7 @@ def make_policy(model_folder):
     def make(lora=None, hidden=(32,), own_base=True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            backbone = Backbone.from_pretrained(model_folder, lora=lora)
+            backbone = Qwen2VLBackbone.from_pretrained(model_folder, lora=lora)
             if own_base:
                 backbone.name, backbone.config_files = "vlm_tiny", read_config_files(model_folder)
             policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), hidden=hidden,

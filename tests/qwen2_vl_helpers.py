@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.backbones.tiny import MODEL_CONFIGS, qwen2_vl_config
-from models.heads.attention import spec_from_space
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.particles.env import action_space
+from simulator.particles.task import action_space
 
 NAME, WIDTH, EMBED = "qwen2_vl_small", 64, 32
 SMALL = qwen2_vl_config(WIDTH, 2, 4, 2, 128, None, (EMBED, 2, 2, 4), 14, "float32")

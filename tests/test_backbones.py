@@ -17,9 +17,9 @@ from models.backbones import (
     register_backbone,
 )
 from models.backbones.qwen2_vl import Qwen2VLBackbone
-from models.heads.attention import spec_from_space
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.particles.env import action_space
+from simulator.particles.task import action_space
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
 INSTRUCTIONS = ["heat", "모아줘", "push everything to the very top, please"]

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from config import UserError
 from models import heads
-from models.backbones.qwen2_vl import Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.vlm_policy import VLMPolicy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def test_the_head_is_short():
 def test_the_head_acts_learns_and_survives_a_checkpoint(mlp_head, model_folder, tmp_path):
     torch.manual_seed(0)
     env = type("Env", (), {"action_space": SPACE})
-    names = {"env": env, "backbone": Backbone.from_pretrained(model_folder), "VLMPolicy": VLMPolicy}
+    names = {"env": env, "backbone": Qwen2VLBackbone.from_pretrained(model_folder), "VLMPolicy": VLMPolicy}
     exec(code("use of mlp_head.py"), names)
     policy = names["policy"].eval()
     assert isinstance(policy.action_head, mlp_head.MLPBoxHead)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.commands import load_instructions
+from simulator.particles.commands import load_instructions
 from simulator.particles.goals import KINDS, parse
 from simulator.particles.parser import instruction_to_goal
 

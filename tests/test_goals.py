@@ -2,15 +2,16 @@
 import numpy as np
 import pytest
 
-from simulator.commands import load_instructions
 from simulator.evaluation import run_episodes
 from simulator.particles import goals as G
 from simulator.particles import starts
 from simulator.particles.actions import Action, ActionType
-from simulator.particles.env import ParticleTask, ParticleVectorEnv
+from simulator.particles.commands import load_instructions
+from simulator.particles.env import ParticleVectorEnv
 from simulator.particles.goals import Goal, GoalError, StateSummary, parse
 from simulator.particles.kernels import MAX_RADIUS, MIN_RADIUS
 from simulator.particles.physics import ParticleSimulator
+from simulator.particles.task import ParticleTask
 
 SIZE = np.array([64.0, 64.0])
 NO_NOISE = {"em_force_strength": 0, "thermal_radiation_rate": 0, "heat_dissipation": 0, "vibration_scale": 0}

@@ -10,7 +10,8 @@ import pytest
 from PIL import ImageFont
 
 from scripts.build_corpus import HELD_OUT_PAIRS, build
-from simulator.commands import COMMANDS_FILE, corrupt_text, load_instructions
+from simulator.commands import corrupt_text
+from simulator.particles.commands import COMMANDS_FILE, load_instructions
 from simulator.particles.goals import parse
 from simulator.particles.parser import instruction_to_goal, normalise, parse_instruction
 

@@ -8,14 +8,15 @@ from conftest import LORA
 from PIL import Image
 from torch.nn import functional as F
 
-from models.backbones.qwen2_vl import Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.heads import spec_from_dict, spec_from_space
 from models.heads.attention import HybridHead
 from models.heads.distributions import HybridDistribution, UnitTruncatedNormal
 from models.heads.goal_parser import GoalParserHead, last_token
 from models.vlm_policy import VLMPolicy
 from simulator.particles.actions import ActionType
-from simulator.particles.env import ParticleVectorEnv, action_space
+from simulator.particles.env import ParticleVectorEnv
+from simulator.particles.task import action_space
 
 SPACE = action_space(64, 64, 50)
 SPEC = spec_from_space(SPACE)
@@ -381,9 +382,9 @@ def test_subword_dropout_keeps_the_text_and_is_seeded(make_policy):
 def test_centres_lie_where_the_patches_are():
     """Two rows of three patches that are not merged: (x, y), row by row; merged by fours, token by token."""
     expected = [[x, y] for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(expected))
+    torch.testing.assert_close(Qwen2VLBackbone.patch_centers(2, 3, 1, "cpu"), torch.tensor(expected))
     expected = [[x, y] for left in (0, 2) for y in (1 / 4, 3 / 4) for x in ((left + 0.5) / 4, (left + 1.5) / 4)]
-    torch.testing.assert_close(Backbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(expected))
+    torch.testing.assert_close(Qwen2VLBackbone.patch_centers(2, 4, 2, "cpu"), torch.tensor(expected))
 
 
 def test_patches_and_image_tokens_belong_to_their_places(policy):

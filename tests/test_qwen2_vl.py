@@ -23,7 +23,7 @@ import config
 import train_vlm
 from models.backbones import hub_loading
 from models.backbones.hub_loading import read_config_files
-from models.backbones.qwen2_vl import Qwen2VLBackbone as Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from simulator.registry import make_env
 
 pytest_plugins = ["qwen2_vl_fixtures"]
@@ -53,7 +53,7 @@ def test_min_pixels_is_that_of_the_official_processor(folder, size):
     from transformers import AutoImageProcessor
     processor = AutoImageProcessor.from_pretrained(folder, min_pixels=50176)
     assert processor.size["shortest_edge"] == 50176
-    backbone = Backbone.from_pretrained(folder, min_pixels=50176)
+    backbone = Qwen2VLBackbone.from_pretrained(folder, min_pixels=50176)
     assert_pixels(backbone, processor, random_images(2, *size))
     assert backbone.pixels(random_images(1))[1] == (16, 16) and backbone.init_kwargs()["min_pixels"] == 50176
 
@@ -67,7 +67,7 @@ def test_preprocessor_file_as_the_hub_has_it(folder, tmp_path):
     del settings["size"]
     for low, high, grid in ((3136, 12845056, (4, 4)), (50176, 12845056, (16, 16)), (784, 1568, (2, 2))):
         path.write_text(json.dumps(settings | {"min_pixels": low, "max_pixels": high}))
-        backbone = Backbone.from_pretrained(tmp_path / "base")
+        backbone = Qwen2VLBackbone.from_pretrained(tmp_path / "base")
         assert backbone.pixels(random_images(1))[1] == grid
         assert_pixels(backbone, AutoImageProcessor.from_pretrained(tmp_path / "base"), random_images(2))
 
@@ -114,7 +114,7 @@ def test_encode_text_is_the_language_model_alone(plain, folder):
 
 
 def test_eager_equals_sdpa(plain, folder):
-    eager = Backbone.from_pretrained(folder, attention="eager")
+    eager = Qwen2VLBackbone.from_pretrained(folder, attention="eager")
     images, instructions = random_images(8), make_instructions(8)
     assert eager.vlm.config._attn_implementation == "eager"
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_weights_as_the_hub_has_them(folder, tmp_path):
         (tmp_path / file).write_text(text)
     full_model.save_pretrained(tmp_path, max_shard_size="200KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    backbone = Backbone.from_pretrained(tmp_path)
+    backbone = Qwen2VLBackbone.from_pretrained(tmp_path)
     assert backbone.dtype == "bfloat16" and backbone.base_hash == hub_loading.compute_base_hash(full_model.model)
     for name, tensor in full_model.model.state_dict().items():
         assert torch.equal(backbone.vlm.state_dict()[name], tensor), name
@@ -195,13 +195,13 @@ def test_under_autocast_the_heads_stay_in_float32(adapted, obs):
 @pytest.fixture
 def rows(monkeypatch):
     """The batch size of each call of the vision tower."""
-    batch_sizes, run_vision_tower = [], Backbone.run_vision_tower
+    batch_sizes, run_vision_tower = [], Qwen2VLBackbone.run_vision_tower
 
     def counted(self, patches, grid):
         batch_sizes.append(len(patches))
         return run_vision_tower(self, patches, grid)
 
-    monkeypatch.setattr(Backbone, "run_vision_tower", counted)
+    monkeypatch.setattr(Qwen2VLBackbone, "run_vision_tower", counted)
     return batch_sizes
 
 
@@ -230,7 +230,7 @@ def test_cached_images_differ_by_their_shape(adapted):
     with torch.no_grad(), adapted.backbone.cache_vision_features():
         patch_xy = [adapted.backbone(images, ["heat"]).patch_xy for images in (wide, high, wide)]
     assert torch.equal(patch_xy[0], patch_xy[2])
-    assert torch.equal(patch_xy[1], Backbone.patch_centers(8, 4, 2, "cpu"))
+    assert torch.equal(patch_xy[1], Qwen2VLBackbone.patch_centers(8, 4, 2, "cpu"))
 
 
 def test_the_cache_ends_after_an_error(adapted):

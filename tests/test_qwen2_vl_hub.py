@@ -26,12 +26,12 @@ from test_checkpoint import Bomb
 import inference
 import train_vlm
 from models.backbones.hub_loading import resolve_hub_kwargs
-from models.backbones.qwen2_vl import Qwen2VLBackbone as Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.backbones.tiny import init_model_files
 from models.checkpoint import CheckpointError
-from models.heads.attention import spec_from_space
+from models.heads import spec_from_space
 from models.vlm_policy import VLMPolicy
-from simulator.particles.env import action_space
+from simulator.particles.task import action_space
 
 pytest_plugins = ["qwen2_vl_fixtures"]
 
@@ -77,7 +77,7 @@ def test_adapters_on_a_random_base_name_it(obs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", never)
     torch.manual_seed(0)
-    backbone = Backbone.from_files(init_model_files(NAME, INSTRUCTIONS), NAME, lora=LORA)
+    backbone = Qwen2VLBackbone.from_files(init_model_files(NAME, INSTRUCTIONS), NAME, lora=LORA)
     policy = VLMPolicy(backbone, spec_from_space(action_space(64, 64, 50)), goal_vocab=("1 left", "THEN")).eval()
     policy.save_pretrained(tmp_path / "agent")
     settings = json.loads((tmp_path / "agent" / "adapter_config.json").read_text())

@@ -5,7 +5,7 @@ from qwen2_vl_helpers import INSTRUCTIONS
 
 import config
 import train_vlm
-from models.backbones.qwen2_vl import Qwen2VLBackbone as Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.backbones.tiny import init_model_files
 from models.vlm_policy import VLMPolicy
 from simulator.registry import make_env
@@ -47,7 +47,7 @@ def test_sizes_are_those_of_qwen(overrides, base_size, full_size, least, most):
 
 def test_from_files_on_meta_allocates_nothing():
     """Also without adapters."""
-    built = Backbone.from_files(init_model_files(B2, INSTRUCTIONS), B2, device="meta")
+    built = Qwen2VLBackbone.from_files(init_model_files(B2, INSTRUCTIONS), B2, device="meta")
     assert count(built.parameters()) == 2_208_985_600 and built.dtype == "bfloat16" and built.device.type == "meta"
 
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from config import UserError
 from models.backbones.hub_loading import read_config_files
-from models.backbones.qwen2_vl import Backbone
+from models.backbones.qwen2_vl import Qwen2VLBackbone
 from models.features import ProprioEncoder
 from models.heads import HEADS, BoxSpec, DiscreteSpec, make_head, spec_from_dict, spec_from_space
 from models.heads.attention import BoxHead
@@ -25,7 +25,7 @@ def acting(request, model_folder):
     space = spaces.Discrete(8) if request.param == "discrete" else spaces.Box(-1, 1, (7,), np.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        backbone = Backbone.from_pretrained(model_folder, lora=LORA)
+        backbone = Qwen2VLBackbone.from_pretrained(model_folder, lora=LORA)
         backbone.name, backbone.config_files = "vlm_tiny", read_config_files(model_folder)
         policy = VLMPolicy(backbone, spec_from_space(space), hidden=(32,), goal_vocab=("1 lift", "1 push"),
                            proprio=PROPRIO)

@@ -245,7 +245,7 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
 
 
 def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
-    from models.heads.attention import HybridDistribution
+    from models.heads.distributions import HybridDistribution
     seen, honest = [], learner.bc_loss
     for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("log_due", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))

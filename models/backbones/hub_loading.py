@@ -12,13 +12,6 @@ import torch
 from torch import nn
 
 from models.backbones import get_backbone_class
-from models.backbones.tiny import (  # noqa: F401
-    CHAT_TEMPLATE,
-    MODEL_CONFIGS,
-    init_model_files,
-    qwen2_vl_config,
-    train_tokenizer,
-)
 from models.checkpoint import first_line
 
 if TYPE_CHECKING:

@@ -327,4 +327,3 @@ def expand_prefix(prefix: Prefix, batch_size: int) -> "DynamicCache":
     return cache
 
 
-Backbone = Qwen2VLBackbone      # the former name

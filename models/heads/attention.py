@@ -11,25 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.features import ProprioEncoder  # noqa: F401
-from models.heads import (  # noqa: F401
-    ActionSpec,
+from models.heads import (
     BoxSpec,
     DiscreteSpec,
     HybridSpec,
-    spec_from_dict,
-    spec_from_space,
 )
-from models.heads.distributions import (  # noqa: F401
-    ActionDistribution,
+from models.heads.distributions import (
     BoxDistribution,
     Categorical,
     HybridDistribution,
-    UnitTruncatedNormal,
 )
-from models.heads.goal_parser import GoalParserHead, last_token  # noqa: F401
 from models.heads.layers import clamp_log_std, init_small, mlp
-from models.heads.value import ValueHead  # noqa: F401
 
 # Scale of attended features. Choices that flip within a few pixels need steep functions of them early in training.
 FEATURE_GAIN = 8.0

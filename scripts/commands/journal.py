@@ -11,7 +11,7 @@ from typing import BinaryIO
 from commands.checks import form_error, key, read_answer
 from commands.client import FatalError, RequestFailed
 from commands.goals import Task
-from simulator.commands import load_instructions
+from simulator.particles.commands import load_instructions
 from simulator.particles.goals import parse
 from simulator.particles.parser import instruction_to_goal
 

@@ -4,7 +4,7 @@ import random
 from functools import cache
 
 from commands.goals import LANGUAGES, SIDES, Task
-from simulator.commands import load_instructions
+from simulator.particles.commands import load_instructions
 from simulator.particles.goals import Goal, parse
 from simulator.particles.physics import PALETTE
 

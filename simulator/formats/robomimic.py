@@ -28,7 +28,7 @@ from types import ModuleType
 import numpy as np
 
 from simulator.formats import DatasetError
-from simulator.robosuite.env import TASKS
+from simulator.robosuite.tasks import TASKS
 
 SUFFIXES = (".hdf5", ".h5")
 PROPRIO = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}

@@ -24,12 +24,15 @@ from simulator.commands import clean_instruction
 from simulator.particles import expert
 from simulator.particles import goals as G
 from simulator.particles.actions import Action, ActionStatus
-from simulator.particles.commands import instructions_by_goal  # noqa: F401  (old path)
 from simulator.particles.parser import instruction_to_goal, parse_instruction
-from simulator.particles.task import ParticleTask, action_space, check_settings  # noqa: F401  (old path of action_space)
-from simulator.spaces import HybridActionSpace, InstructionSpace  # noqa: F401  (old path of HybridActionSpace)
+from simulator.particles.task import ParticleTask, check_settings
+from simulator.spaces import InstructionSpace
 
-REJECTION_NOTES = {"unknown": "no known goal recognised", "ambiguous": "more goals than one, or contradictory ones"}
+REJECTION_NOTES = {
+    "unknown": "no known goal recognised",
+    "ambiguous": "more goals than one, or contradictory ones",
+    "refused": "not a request that this environment can fulfil",
+}
 GOAL_SYNTAX = re.compile(r"\s*[a-z_]+\(")       # how a goal in the goal language begins
 
 
@@ -306,7 +309,7 @@ class ParticleEnv(gymnasium.Env):
         return self.task.render(scale=self.render_scale)[0]
 
     @staticmethod
-    def describe(action: np.ndarray) -> str:
+    def describe_action(action: np.ndarray) -> str:
         """Return an action in a few English words."""
         return Action.from_vector(action).describe()
 

@@ -88,7 +88,6 @@ COMPATIBLE_KINDS = [
       for kind in ("push", "cluster", "spread", "vibrate", "move_to", "align", "move_toward")),
     *({"cluster", motion} for motion in ("push", "move_to")),
 ]
-TOGETHER = COMPATIBLE_KINDS      # the former name
 
 MAX_LENGTH = 500        # characters of an instruction
 # Marks are characters for private use; those of parts with a value have a range of their own.
@@ -116,7 +115,8 @@ def instruction_to_goal(instruction: str) -> str | None:
 def parse_instruction(instruction: str) -> tuple[str | None, str]:
     """Return the goal that an instruction asks for and "understood", or None and the reason.
 
-    The reason is "unknown" if the instruction names no goal, and "ambiguous" if it names several that are neither at
+    The reason is "refused" for a prohibition, a question or something else than a goal, "unknown" if the instruction
+    names no goal, and "ambiguous" if it names several that are neither at
     once nor in order, or that contradict each other.
     """
     if len(instruction) > MAX_LENGTH or NEGATIVE_NUMBER.search(instruction):
@@ -130,7 +130,7 @@ def parse_instruction(instruction: str) -> tuple[str | None, str]:
 def _read(parts: list) -> tuple[str | None, str]:
     """Return the result of `parse_instruction` for the parts of an instruction."""
     if REJECT in parts:
-        return None, "unknown"
+        return None, "refused"
     readings = _plans(parts) if ORDERS & set(parts) else _single_goals(parts)
     if len(readings) == 1:
         return readings.pop(), "understood"

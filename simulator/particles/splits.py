@@ -197,9 +197,7 @@ class ParticleFamily(EnvFamily):
 
     def describe_action(self, action: np.ndarray) -> str:
         """Return an action in a few English words."""
-        return ParticleEnv.describe(action)
-
-    describe = describe_action      # old name
+        return ParticleEnv.describe_action(action)
 
     def eval_splits(self, config: Mapping[str, Any]) -> list[str]:
         """Return the splits that fit a policy that was trained with this config."""
@@ -213,4 +211,3 @@ class ParticleFamily(EnvFamily):
 
 
 FAMILY = ParticleFamily()
-make_single = FAMILY.make_single        # old path

@@ -42,41 +42,27 @@ Images omit the reflection in the floor, which is faint. Shadows are off because
 render passes cost most of the time.
 """
 import re
-import unicodedata
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from simulator.commands import ALLOWED_CHARS, corpus_hash
+from simulator.commands import clean_instruction
 from simulator.registry import EnvError
-from simulator.robosuite.commands import COMMANDS_FILE, instructions_by_goal, parse_instruction, sample_instruction
+from simulator.robosuite.commands import instructions_by_goal, parse_instruction, sample_instruction
 from simulator.robosuite.env_config import (
     ACTION_VECTORS,
     ACTIONS,
     CLOSE_GRIPPER,
-    MAX_INSTRUCTION_LENGTH,
     RobosuiteConfig,
 )
 from simulator.robosuite.expert import expert_action
 from simulator.robosuite.simulation import RobosuiteSim
-from simulator.robosuite.splits import SPLITS, eval_splits, evaluate_split  # noqa: F401
-from simulator.robosuite.tasks import GOALS, STAGES, TASKS, GoalError, check_choice  # noqa: F401
+from simulator.robosuite.tasks import GOALS, STAGES, GoalError, check_choice
 
 RESET_OPTIONS = ("goal", "instruction", "monitor_goal")
 GOAL_NAME = re.compile("[a-z]+(_[a-z]+)+")      # an instruction is never written like this
 
-
-def _clean(instruction: str) -> str:
-    """Return the instruction composed to NFC. EnvError if it is empty, too long or has characters outside the space."""
-    text = unicodedata.normalize("NFC", str(instruction))
-    if not text.strip():
-        raise EnvError("the instruction is empty: describe a task in English or Korean")
-    if len(text) > MAX_INSTRUCTION_LENGTH:
-        raise EnvError(f"the instruction has {len(text)} characters: use at most {MAX_INSTRUCTION_LENGTH}")
-    if unknown := sorted(set(text) - ALLOWED_CHARS):
-        raise EnvError(f"the instruction contains {unknown[0]!r}: use Korean, English and ASCII punctuation")
-    return text
 
 
 class RobosuiteEnv(RobosuiteSim, gymnasium.Env):
@@ -160,7 +146,7 @@ class RobosuiteEnv(RobosuiteSim, gymnasium.Env):
         if monitor_goal:
             check_choice("goal", monitor_goal, self.task.goals, GoalError)
         goal = parsed_goal or sampled_goal
-        instruction = _clean(instruction or text or sample_instruction(self.instructions, goal, rng))
+        instruction = clean_instruction(instruction or text or sample_instruction(self.instructions, goal, rng))
         sim = self.sim      # EnvError if the env is closed
         self.goal, self.instruction = goal, instruction
         self.scored = parsed_goal is not None
@@ -243,8 +229,6 @@ class RobosuiteEnv(RobosuiteSim, gymnasium.Env):
         """Return an action in words."""
         return describe_action(action)
 
-    describe = describe_action
-
     def note(self) -> str:
         """Return the last stage reached so far, or an empty string."""
         return next((name for name in reversed(STAGES) if self.stages_reached.get(name)), "")
@@ -287,51 +271,11 @@ class RobosuiteEnv(RobosuiteSim, gymnasium.Env):
             self.init_progress()
 
 
-# --- the entry for simulator.registry ---------------------------------------------------------------------------
 def describe_action(action: Any) -> str:
     """Return an action in words."""
     if np.ndim(action) == 0:
         return ACTIONS[int(action)]
     return "move ({:+.2f}, {:+.2f}, {:+.2f}), turn ({:+.2f}, {:+.2f}, {:+.2f}), gripper {:+.1f}".format(*action)
-
-
-describe = describe_action
-
-
-def instructions(config: dict) -> dict[str, list[str]]:
-    """Return {goal: its training instructions}, with those of the files `env.instructions`."""
-    return instructions_by_goal("train", None, tuple(config["env"]["instructions"]))
-
-
-def instructions_hash(config: dict) -> str:
-    """Return the SHA-256 of the instruction files."""
-    return corpus_hash(config["env"]["instructions"], COMMANDS_FILE)
-
-
-def _settings(config: dict, max_steps: int | None = None) -> dict[str, Any]:
-    """Return the fields of RobosuiteConfig from the run's config."""
-    return dict(config["robosuite"]) | {"goals": tuple(config["env"]["goals"]),
-                                        "max_steps": max_steps or config["env"]["max_steps"]}
-
-
-def make_env(config: dict, num_envs: int) -> gymnasium.vector.VectorEnv:
-    """Return a RobosuiteVectorEnv of the run's config."""
-    from simulator.robosuite.vector_env import RobosuiteVectorEnv  # vector_env imports this module
-    return RobosuiteVectorEnv(num_envs, instructions=instructions(config), **_settings(config))
-
-
-def make_single(config: dict, max_steps: int | None = None,
-                instructions: dict[str, list[str]] | None = None) -> RobosuiteEnv:
-    """Return a RobosuiteEnv of the run's config."""
-    return RobosuiteEnv(instructions=instructions, **_settings(config, max_steps))
-
-
-def __getattr__(name: str) -> Any:
-    """Return RobosuiteVectorEnv, whose module imports this one."""
-    if name == "RobosuiteVectorEnv":
-        from simulator.robosuite.vector_env import RobosuiteVectorEnv
-        return RobosuiteVectorEnv
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 gymnasium.register("FlexibleWorld/Robosuite-v0", entry_point="simulator.robosuite.env:RobosuiteEnv")

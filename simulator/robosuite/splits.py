@@ -1,63 +1,85 @@
-"""Evaluation splits of the robot arm.
+"""The robot arm as an environment family, and its evaluation splits.
 
     seen                the instructions of training
     held_out_en, _ko    instructions whose template families training does not contain, English or Korean
     instruction_swap    the scene of one (original) goal, an instruction for another (instructed) goal of the task
 """
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from simulator.evaluation import evaluate_actors, success_rate
-from simulator.registry import make_env
-from simulator.robosuite.commands import instructions_by_goal, sample_instruction
+from simulator.api import EnvFamily
+from simulator.commands import corpus_hash
+from simulator.evaluation import POLICY_ACTORS, evaluate_actors, instruction_swap, run_actors, success_rate
+from simulator.robosuite.commands import COMMANDS_FILE, instructions_by_goal, sample_instruction
+from simulator.robosuite.env import RobosuiteEnv, describe_action
+from simulator.robosuite.vector_env import RobosuiteVectorEnv
 
 SPLITS = ("seen", "held_out_en", "held_out_ko", "instruction_swap")
 
 
-def eval_splits(config: Any) -> tuple[str, ...]:
-    """Return the names of the splits for the run's config. A swap requires two goals."""
-    return SPLITS if len(config.env.goals) > 1 else SPLITS[:-1]
+class RobosuiteFamily(EnvFamily):
+    """The environment family "robosuite" of the registry: see simulator.api.EnvFamily."""
+    settings_groups = ("robosuite",)
+    SPLITS = SPLITS
 
+    def make_vector(self, config: Mapping[str, Any], num_envs: int) -> RobosuiteVectorEnv:
+        """Return a vector env with one process for each arm. EnvError, GoalError: the settings do not fit."""
+        return RobosuiteVectorEnv(num_envs, instructions=self.instructions(config), **_settings(config))
 
-def evaluate_split(split: str, config: Any, policy: Any, episodes: int, seed: int,
-                   baselines: bool = True) -> dict[str, dict]:
-    """Return {actor: success rate} of `episodes` episodes with fixed seeds.
+    def make_single(self, config: Mapping[str, Any], max_steps: int | None = None,
+                    instructions: Mapping[str, Sequence[str]] | None = None) -> RobosuiteEnv:
+        """Return one arm in this process."""
+        return RobosuiteEnv(instructions=instructions, **_settings(config, max_steps))
 
-    For `instruction_swap` see `_evaluate_swap`. `policy` may be None: only the baselines act then.
-    """
-    env = make_env(config)
-    try:
-        goals = env.round_robin_goals(episodes)
-        rngs = [np.random.default_rng([seed, i]) for i in range(episodes)]
-        if split == "instruction_swap":
-            return _evaluate_swap(env, policy, goals, rngs, seed, baselines)
-        known = instructions_by_goal("train") if split == "seen" else instructions_by_goal("held_out", split[-2:])
-        texts = [sample_instruction(known, goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
-        results = evaluate_actors(env, policy, episodes, seed, goals, texts, baselines=baselines)
+    def instructions(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return {goal: its training instructions}, with those of the files `env.instructions`."""
+        return instructions_by_goal("train", None, tuple(config["env"]["instructions"]))
+
+    def instructions_hash(self, config: Mapping[str, Any]) -> str:
+        """Return the SHA-256 of the instruction files."""
+        return corpus_hash(config["env"]["instructions"], COMMANDS_FILE)
+
+    def describe_action(self, action: Any) -> str:
+        """Return an action in words."""
+        return describe_action(action)
+
+    def eval_splits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of the splits. A swap requires two goals."""
+        return SPLITS if len(config["env"]["goals"]) > 1 else SPLITS[:-1]
+
+    def evaluate_split(self, split: str, config: Mapping[str, Any], policy: Any, episodes: int, seed: int,
+                       baselines: bool = True) -> dict[str, dict[str, Any]]:
+        """Return {actor: success rate} of `episodes` episodes with fixed seeds.
+
+        For `instruction_swap` see `simulator.evaluation.instruction_swap`. Without a `policy` only the baselines act.
+        """
+        env = self.make_vector(config, config["env"]["num_envs"])
+        with contextlib.closing(env):
+            goals = env.round_robin_goals(episodes)
+            rngs = [np.random.default_rng([seed, i]) for i in range(episodes)]
+            if split == "instruction_swap":
+                instructed = [_other_goal(env, goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
+                seeds, names = seed + np.arange(episodes), None if baselines else POLICY_ACTORS
+                return run_actors(lambda act: instruction_swap(env, act, seeds, goals, instructed), env, policy, seed,
+                                  names)
+            known = instructions_by_goal("train") if split == "seen" else instructions_by_goal("held_out", split[-2:])
+            texts = [sample_instruction(known, goal, rng) for goal, rng in zip(goals, rngs, strict=True)]
+            results = evaluate_actors(env, policy, episodes, seed, goals, texts, baselines=baselines)
         return {name: success_rate(result["success"].sum(), episodes) for name, result in results.items()}
-    finally:
-        env.close()
 
 
-def _evaluate_swap(env: Any, policy: Any, goals: list[str], rngs: list[np.random.Generator], seed: int,
-                   baselines: bool) -> dict[str, dict]:
-    """Return {actor: {"instructed", "original", "original_if_instructed", "gap"}}.
+def _other_goal(env: RobosuiteVectorEnv, goal: str, rng: np.random.Generator) -> str:
+    others = [other for other in env.goals if other != goal]
+    return others[rng.integers(len(others))]
 
-    `instructed` and `original` are the success rates of the two goals under the instruction for the first.
-    `original_if_instructed` is that of the original goal under its own instruction, and `gap` its lead over `original`.
-    A policy that follows instructions keeps `instructed` high and `original` low.
-    """
-    instructed = []
-    for goal, rng in zip(goals, rngs, strict=True):
-        others = [other for other in env.goals if other != goal]
-        instructed.append(others[rng.integers(len(others))])
-    unswapped = evaluate_actors(env, policy, len(goals), seed, goals, baselines=baselines)
-    swapped = evaluate_actors(env, policy, len(goals), seed, instructed, None, goals, baselines=baselines)
-    report = {}
-    for name, result in swapped.items():
-        successes = {"instructed": result["success"], "original": result["monitor_success"],
-                     "original_if_instructed": unswapped[name]["success"]}
-        report[name] = {key: success_rate(np.nansum(values), len(goals)) for key, values in successes.items()}
-        report[name]["gap"] = report[name]["original_if_instructed"]["rate"] - report[name]["original"]["rate"]
-    return report
+
+def _settings(config: Mapping[str, Any], max_steps: int | None = None) -> dict[str, Any]:
+    """Return the fields of RobosuiteConfig from the run's config."""
+    env = config["env"]
+    return dict(config["robosuite"]) | {"goals": tuple(env["goals"]), "max_steps": max_steps or env["max_steps"]}
+
+
+FAMILY = RobosuiteFamily()

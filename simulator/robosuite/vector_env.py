@@ -12,10 +12,11 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
+from simulator.api import GoalVectorEnv
 from simulator.registry import EnvError
-from simulator.robosuite.commands import instructions_by_goal, sample_instruction
+from simulator.robosuite.commands import instructions_by_goal
 from simulator.robosuite.env import RobosuiteEnv
-from simulator.robosuite.env_config import ACTIONS, OPEN_GRIPPER, RobosuiteConfig
+from simulator.robosuite.env_config import OPEN_GRIPPER, RobosuiteConfig
 from simulator.robosuite.expert import expert_action
 from simulator.robosuite.rendering import setup_mujoco_gl
 
@@ -91,7 +92,7 @@ def _kill_workers() -> None:
             process.kill()
 
 
-class RobosuiteVectorEnv(AsyncVectorEnv):
+class RobosuiteVectorEnv(GoalVectorEnv, AsyncVectorEnv):
     """E robot arms, each in its own process. Autoreset mode: SAME_STEP.
 
     Arguments: those of RobosuiteEnv. A worker ends with its parent process; it ignores SIGINT and SIGTERM.
@@ -174,51 +175,11 @@ class RobosuiteVectorEnv(AsyncVectorEnv):
         labels = {"active_goal": np.zeros(self.num_envs, np.int64), "object_xy": np.stack(object_xy)}
         return labels, np.stack([np.asarray(action, self.single_action_space.dtype) for action in actions])
 
-    def expert_actions(self) -> np.ndarray:
-        """Return the scripted expert's actions [E,...]. The expert reads the true state."""
-        return self.expert_labels([None] * self.num_envs)[1]
-
-    def relabel_goals(self, rng: np.random.Generator, fraction: float) -> tuple[dict[str, Any], np.ndarray]:
-        """Replace the goal of a `fraction` of the envs in the current state, for training. The envs do not change.
-
-        Return the relabeled part of the observation (`goal`: E instructions, `goal_slots` float32 [E,V], and the
-        labels of `expert_labels`) and the expert's actions [E,...] for it.
-        """
-        replaced = rng.random(self.num_envs) < fraction
-        goals = [self.goals[rng.integers(len(self.goals))] if replace else goal
-                 for goal, replace in zip(self.current_goals, replaced, strict=True)]
-        labels, actions = self.expert_labels(goals)
-        instructions = tuple(self.sample_instruction(goal, rng) for goal in goals)
-        return {"goal": instructions, "goal_slots": self.slot_labels(goals), **labels}, actions
-
-    def sample_instruction(self, goal: str, rng: np.random.Generator) -> str:
-        """Return one of the goal's instructions."""
-        return sample_instruction(self.instructions, goal, rng)
-
-    def sample_instructions(self, rng: np.random.Generator, n: int) -> tuple[tuple[str, ...], np.ndarray]:
-        """Return n instructions of random goals and their slot labels, float32 [n,V]."""
-        goals = [self.goals[i] for i in rng.integers(len(self.goals), size=n)]
-        return tuple(self.sample_instruction(goal, rng) for goal in goals), self.slot_labels(goals)
-
-    def slot_labels(self, goals: Sequence[str]) -> np.ndarray:
-        """Return float32 [n,V]: 1 for the slot of `goal_vocab` that each goal has."""
-        return np.array([[slot == f"1 {goal}" for slot in self.goal_vocab] for goal in goals], np.float32)
-
     def noop_actions(self) -> np.ndarray:
         """Return actions [E,...] that do not move the end effector. A named one opens the gripper."""
         if self.settings.discrete:
             return np.full(self.num_envs, OPEN_GRIPPER)
         return np.zeros((self.num_envs, 7), np.float32)
-
-    def random_actions(self, rng: np.random.Generator) -> np.ndarray:
-        """Return uniformly random actions [E,...]."""
-        if self.settings.discrete:
-            return rng.integers(len(ACTIONS), size=self.num_envs)
-        return rng.uniform(-1, 1, (self.num_envs, 7)).astype(np.float32)
-
-    def round_robin_goals(self, n: int) -> list[str]:
-        """Return n goals, each in turn."""
-        return [self.goals[i % len(self.goals)] for i in range(n)]
 
     def state(self) -> dict[str, list[str]]:
         """Return the training state: for each env the JSON of RobosuiteEnv.state."""
