@@ -19,7 +19,8 @@ from simulator.formats.robomimic import PROPRIO, write_demonstrations
 from simulator.robosuite.env_config import ACTION_VECTORS, RobosuiteConfig
 from simulator.rollout import stack_obs, tree_map
 
-__all__ = ["DemoDataset", "generate_demos", "load_demos", "minibatches", "record_demos", "select", "write_demonstrations"]
+__all__ = ["DemoDataset", "generate_demos", "load_demos", "minibatches", "record_demos", "select",
+           "write_demonstrations"]
 
 
 def generate_demos(env, steps: int, seed, action_noise: float, relabel: float) -> tuple[dict, torch.Tensor]:

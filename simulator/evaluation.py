@@ -241,7 +241,7 @@ def format_table(figures: dict[str, Any]) -> str:
     lines.append(row("95 % interval", lambda c: f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]"))
     lines.append(row("k of n", lambda c: f"{c['k']} of {c['n']}"))
     for stage in first["stages"]:
-        lines.append(row(f"stage: {stage}", lambda c, stage=stage: f"{100 * c['stages'].get(stage, 0):.1f}"))
+        lines.append(row(stage, lambda c, stage=stage: f"{100 * c['stages'].get(stage, 0):.1f}"))
     if figures["steps_policy_to_expert"] is not None:
         lines.append("steps to the goal, policy to expert, where both reach it: "
                      f"{figures['steps_policy_to_expert']:.2f}")

@@ -69,7 +69,7 @@ def record_demos(env, count: int, seed: int, action_noise: float, act: Callable 
             recording.steps.append(_step(snapshots[e], actions[e], rewards[e], dones[e], discrete))
             if not dones[e]:
                 continue
-            success = bool(infos["episode"]["success"][e])
+            success = bool(infos["episode_metrics"]["success"][e])
             finished += 1
             successes += success
             consecutive_failures[e] = 0 if success else consecutive_failures[e] + 1
