@@ -263,8 +263,8 @@ def benchmark_robosuite(repeats: int, task: str = "PickPlaceCan", steps: int = 2
     import multiprocessing
 
     from scripts.benchmark_baselines import run_default_robosuite
-    from simulator.robosuite.env import RobosuiteVectorEnv
     from simulator.robosuite.rendering import choose_backend
+    from simulator.robosuite.vector_env import RobosuiteVectorEnv
     backend, spawn = choose_backend(), multiprocessing.get_context("spawn")
     pipe, other_end = spawn.Pipe()
     spawn.Process(target=run_default_robosuite, args=(task, other_end), daemon=True).start()

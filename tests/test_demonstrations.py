@@ -26,8 +26,10 @@ from simulator.formats.robomimic import (
     write_demonstrations,
 )
 from simulator.registry import EnvError
-from simulator.robosuite.env import ACTION_VECTORS, RobosuiteEnv, RobosuiteVectorEnv
+from simulator.robosuite.env import RobosuiteEnv
+from simulator.robosuite.env_config import ACTION_VECTORS
 from simulator.robosuite.rendering import choose_backend
+from simulator.robosuite.vector_env import RobosuiteVectorEnv
 
 h5py = pytest.importorskip("h5py")
 GOALS = ("lift_cube", "push_cube")

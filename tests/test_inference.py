@@ -27,7 +27,7 @@ from scripts import cli, evaluate, instructions
 from simulator import recording
 from simulator.particles.actions import Action, ActionType
 from simulator.particles.goals import parse
-from simulator.particles.splits import make_single
+from simulator.particles.splits import FAMILY
 
 RED, WHITE = (220, 20, 60), (255, 255, 255)
 
@@ -100,7 +100,7 @@ def test_records_episodes_in_a_world_of_any_size(size, policy, tmp_path):
 
 
 def test_play_says_what_happens(policy):
-    env = make_single(config.load(["vlm_tiny", "env.max_steps=3"]))
+    env = FAMILY.make_single(config.load(["vlm_tiny", "env.max_steps=3"]))
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
     steps = list(inference.run_episode(env, policy, obs))
     assert [step.outcome for step in steps] == ["", "", "not reached in 3 steps"]
@@ -359,7 +359,7 @@ def test_the_target_of_a_goal_is_outlined(goal, xy):
 
 
 def test_the_place_of_an_action_is_marked_in_an_episode(policy, monkeypatch):
-    env = make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
+    env = FAMILY.make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
     action = torch.from_numpy(Action(ActionType.APPLY_HEAT, x=16, y=48, value=1).to_vector())[None]
     monkeypatch.setattr(policy, "sample_action", lambda *_, **__: (action, None, None), raising=False)
@@ -369,7 +369,7 @@ def test_the_place_of_an_action_is_marked_in_an_episode(policy, monkeypatch):
 
 
 def test_notes_are_words(policy, monkeypatch):
-    env = make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
+    env = FAMILY.make_single(config.load(["vlm_tiny", "env.max_steps=1"]))
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
     vector = Action(ActionType.SET_PROPERTY, x=0, y=0, value=1).to_vector()
     monkeypatch.setattr(policy, "sample_action", lambda *_, **__: (torch.from_numpy(vector)[None], None, None))
@@ -453,7 +453,7 @@ def test_two_readings_are_both_said(model_reads, saved, capsys, tmp_path):
 
 
 def test_confidence_is_the_product_over_the_slots(policy):
-    env = make_single(config.load(["vlm_tiny"]))
+    env = FAMILY.make_single(config.load(["vlm_tiny"]))
     obs, _ = env.reset(seed=0)
     reading = instructions.read_instruction(policy, obs["image"], "go left")
     p = torch.sigmoid(policy([obs["image"]], ["go left"]).slot_logits[0].detach())
