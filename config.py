@@ -111,7 +111,7 @@ SETTINGS = {  # key: (default, rule, meaning); the defaults are those of the GPU
     'rl.entropy_coef': (0.01, NON_NEGATIVE, 'weight of the entropy bonus'),
     'rl.target_kl': (0.02, POSITIVE, 'an update ends early when approx_kl passes this, nats'),
     'rl.critic_warmup': (2, NON_NEGATIVE_INT, 'first iterations; they train the value head only, with 4x the passes'),
-    'env.world': ('particles', one_of('particles', 'robosuite'), 'environment family'),
+    'env.world': ('particles', NON_EMPTY_STR, 'environment family: a name of simulator/registry.py'),
     'env.num_envs': (8, POSITIVE_INT, 'parallel environments, of all processes'),
     'env.max_steps': (32, POSITIVE_INT, 'time limit of an episode, actions for each of its goals'),
     'env.goals': ([], NON_EMPTY_STR, 'goals or groups (simple, quantified, per_object, conjunction, sequence); '

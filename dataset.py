@@ -40,7 +40,8 @@ def generate_demos(env, steps: int, seed, action_noise: float, relabel: float) -
         observations.append(obs | instructed)
         labels.append(actions)
         noise_mask = rng.random(env.num_envs) < action_noise
-        executed = np.where(noise_mask[:, None], env.random_actions(rng), expert)
+        mask = noise_mask.reshape(-1, *[1] * (expert.ndim - 1))             # [E] or [E,1]
+        executed = np.where(mask, env.random_actions(rng), expert)
         obs, *_ = env.step(executed)
     flat = tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stack_obs(observations))     # [T,E,..] -> [T*E,..]
     return flat, torch.from_numpy(np.concatenate(labels))

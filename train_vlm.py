@@ -51,7 +51,7 @@ from models.training.run_state import STAGES, Interrupt, Run, lock_output_dir, r
 from models.training.tracker import import_wandb, log_metrics, progress_bar
 from models.vlm_policy import VLMPolicy
 from simulator.evaluation import evaluate_policy, format_table, policy_actor, run_episodes, summarize
-from simulator.recording import record_episodes, save_gif
+from simulator.recording import record_episodes, save_video
 from simulator.registry import get_env_family, make_env
 from simulator.rollout import collect as collect_steps
 from simulator.rollout import concat_states, slice_states
@@ -170,7 +170,7 @@ def report(run: Run) -> dict[str, Any]:
         print(format_table(figures))
         with checkpoint.atomic_write(run.folder / "eval.json") as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n")
-        save_gif(scenes, path)
+        save_video(scenes, path)
         run.logger.video("eval/episodes", path)
         table = f"```\n{format_table(figures)}\n```"
         run.policy.save_pretrained(run.folder / run_state.HUB_FOLDER, meta, table, weights)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.cli import check_output_path, die
-from simulator.recording import draw_frame, save_gif
+from simulator.recording import draw_frame, save_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                            action_repeat=args.action_repeat)
         policy = ZeroShotPolicy(VLMGenerator(args.model, device), ACTIONS, DEFAULT_ACTION, zero_shot_prompt)
         frames, summary = run_episode(env, policy, args)
-        save_gif([frames], args.output)
+        save_video([frames], args.output)
     except EnvError as error:
         return die(error)
     except OSError as error:

@@ -21,7 +21,7 @@ Keys of `infos`:
     episode_metrics  when an episode ends: {"success", "goal", further metrics: [E]} (mask `_episode_metrics`).
                      The key `episode` is left to gymnasium.wrappers.vector.RecordEpisodeStatistics.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -137,8 +137,55 @@ class GoalVectorEnv(VectorEnv):
         return self.reset()[0]
 
 
+class SingleEnv(gymnasium.Env):
+    """The first env of a vector env, for people to watch. `reset(options={"goal": goal or instruction})` sets its goal.
+
+    An instruction is scored if it is one of the environment's own texts. `render()` is the observed image, enlarged.
+    """
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, env: GoalVectorEnv, describe_action: Callable[[np.ndarray], str] = str, scale: int = 8):
+        self.env, self.describe_action, self.scale = env, describe_action, scale
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+
+    def _first(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        self.image = obs["image"][0]
+        return {key: values[0] for key, values in obs.items()}
+
+    def _info(self, success: bool = False) -> dict[str, Any]:
+        goal = str(self.env.current_goals[0]) if self.scored else None
+        return {"success": success, "goal": goal, "note": "" if self.scored else "no known goal recognised"}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Return the first observation and info."""
+        request = (options or {}).get("goal")
+        goals = {str(goal): goal for goal in self.env.goals}
+        asked = {text: goal for goal, texts in self.env.instructions.items() for text in texts} | goals
+        self.scored = request is None or request in asked
+        text = None if request is None or request in goals else request
+        options = {"goals": [asked.get(request)], "instructions": [text], "single_episode": True}
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return self._first(obs), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Execute an action -> observation, reward, terminated, truncated, info."""
+        obs, rewards, terminated, truncated, infos = self.env.step(np.asarray(action)[None])
+        ended = bool(terminated[0] or truncated[0])
+        obs = {key: [value] for key, value in infos["final_obs"][0].items()} if ended else obs
+        success = self.scored and bool(infos["success"][0])
+        reward = float(rewards[0]) if self.scored else 0.0
+        return self._first(obs), reward, success, ended and not success, self._info(success)
+
+    def render(self) -> np.ndarray:
+        """Return the observed image, uint8 [H*scale,W*scale,3]."""
+        return self.image.repeat(self.scale, 0).repeat(self.scale, 1)
+
+    def close(self) -> None:
+        self.env.close()
+
+
 class EnvFamily:
-    """All that the programs need of one environment. A module with these functions serves as well.
+    """All that the programs need of one environment.
 
     `config` is what `config.load` returns. It may be a plain dict in `make_single` and `describe_action`.
     """
@@ -153,7 +200,7 @@ class EnvFamily:
                     instructions: Mapping[str, Sequence[str]] | None = None) -> gymnasium.Env:
         """Return one env for people to watch. `reset(options={"goal": goal or instruction})` sets its goal; `info`
         has `success`, `goal` (None if it cannot be scored) and a `note`; `render()` is uint8 [H,W,3]."""
-        raise NotImplementedError
+        return SingleEnv(self.make_vector(config, 1), self.describe_action)
 
     def instructions(self, config: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the instruction texts for training, {goal: texts}."""

@@ -155,9 +155,6 @@ def save_video(scenes: list[list[Image.Image]], path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-save_gif = save_video
-
-
 # --- episodes ---------------------------------------------------------------------------------------------------
 @dataclass
 class Step:
@@ -204,7 +201,7 @@ def _env_size(obs):
 
 
 def record_episodes(policy: object, config: dict, episodes: Iterable[tuple[str, int]]) -> list[list[Image.Image]]:
-    """Return a scene for each (goal, seed), for `save_gif`: episodes of a policy in the env of a config."""
+    """Return a scene for each (goal, seed), for `save_video`: episodes of a policy in the env of a config."""
     family, scenes = get_env_family(config), []
     env = family.make_single(config, instructions=family.instructions(config))
     for goal, seed in episodes:

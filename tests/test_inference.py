@@ -91,11 +91,11 @@ def ring_of(frame):
 def test_records_episodes_in_a_world_of_any_size(size, policy, tmp_path):
     settings = config.load(["vlm_tiny", "env.max_steps=3", f"world.width={size[0]}", f"world.height={size[1]}"])
     asked = [("push(direction=left)", 7), ("cluster()", 8), ("heat() THEN spread()", 9)]
-    inference.save_gif(inference.record_episodes(policy, settings, asked), tmp_path / "a.gif")
+    inference.save_video(inference.record_episodes(policy, settings, asked), tmp_path / "a.gif")
     drawn = list(frames(tmp_path / "a.gif"))
     assert len(drawn) == 4 + 4 + 7                              # the start and three steps for each goal
     assert len({frame.shape for frame in drawn}) == 1 and 512 <= drawn[0].shape[1] <= 520
-    inference.save_gif(inference.record_episodes(policy, settings, asked), tmp_path / "b.gif")
+    inference.save_video(inference.record_episodes(policy, settings, asked), tmp_path / "b.gif")
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
