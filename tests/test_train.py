@@ -244,10 +244,10 @@ def test_entropy_and_all_terms_reach_the_loss(monkeypatch, tmp_path):
     assert seen[0] == {"clip_ratio": 0.3, "value_coef": 0.25, "entropy_coef": 0.5}
 
 
-def test_cloning_teaches_where_to_look_and_which_goal_is_due(monkeypatch, tmp_path):
+def test_cloning_trains_attention_to_objects_and_to_the_active_goal(monkeypatch, tmp_path):
     from models.heads.distributions import HybridDistribution
     seen, honest = [], learner.bc_loss
-    for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("log_due", 100.0)):
+    for name, value in (("point_log_prob", 1.0), ("patch_log_prob", 10.0), ("subgoal_log_prob", 100.0)):
         monkeypatch.setattr(HybridDistribution, name, lambda self, given, value=value: torch.full((len(given),), value))
     monkeypatch.setattr(learner, "bc_loss", lambda log_probs, attention, *slots, **options: (
         seen.append(attention) or honest(log_probs, attention, *slots, **options)))
