@@ -19,8 +19,7 @@ from simulator.formats.robomimic import PROPRIO, write_demonstrations
 from simulator.robosuite.env_config import ACTION_VECTORS, RobosuiteConfig
 from simulator.rollout import stack_obs, tree_map
 
-__all__ = ["DemoDataset", "generate_demos", "load_demos", "minibatches", "record_demos", "select",
-           "write_demonstrations"]
+__all__ = ["DemoDataset", "generate_demos", "load_demos", "record_demos", "write_demonstrations"]
 
 
 def generate_demos(env, steps: int, seed, action_noise: float, relabel: float) -> tuple[dict, torch.Tensor]:
@@ -45,18 +44,6 @@ def generate_demos(env, steps: int, seed, action_noise: float, relabel: float) -
         obs, *_ = env.step(executed)
     flat = tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stack_obs(observations))     # [T,E,..] -> [T*E,..]
     return flat, torch.from_numpy(np.concatenate(labels))
-
-
-def minibatches(count: int, size: int, generator: torch.Generator | None) -> list[torch.Tensor]:
-    """Return index tensors of shuffled minibatches over `count` samples; a last one under half the size is dropped."""
-    order = torch.randperm(count, generator=generator)
-    return [batch for batch in order.split(size) if len(batch) * 2 >= min(size, count)]
-
-
-def select(obs: dict, index: torch.Tensor) -> dict:
-    """Return the samples `index` of an observation with leaves [N,...]."""
-    index = index.numpy()
-    return tree_map(lambda leaf: leaf[index], obs)
 
 
 def load_demos(config) -> "DemoDataset":
@@ -124,13 +111,7 @@ class DemoDataset:
 
     def validate_for(self, config) -> None:
         """Raise DatasetError if the samples do not fit the robosuite environment of `config`, which is not started."""
-        self._validate(RobosuiteConfig(**dict(config["robosuite"]), goals=tuple(config["env"]["goals"])))
-
-    def validate(self, env) -> None:
-        """Raise DatasetError if the samples do not fit a RobosuiteVectorEnv."""
-        self._validate(env.settings)
-
-    def _validate(self, settings: RobosuiteConfig) -> None:
+        settings = RobosuiteConfig(**dict(config["robosuite"]), goals=tuple(config["env"]["goals"]))
         self._labelled_goals(settings.goals)
         for path, file_format, env_args in self._files:
             file_format.check_env_args(env_args, settings, str(path))

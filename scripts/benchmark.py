@@ -200,7 +200,7 @@ def benchmark_ppo(overrides: list[str], device: str, threads: int, repeats: int)
     minibatch by the baselines: sample by sample with accumulated gradients, and as one batch."""
     import torch
 
-    from dataset import minibatches
+    from models.training.learner import minibatches
     from models.training.losses import ppo_loss
     from scripts.benchmark_baselines import BaselinePolicy
     from simulator.rollout import collect

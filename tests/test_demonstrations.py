@@ -15,7 +15,8 @@ import torch
 
 import config
 import dataset
-from dataset import DemoDataset, generate_demos, load_demos, minibatches
+from dataset import DemoDataset, generate_demos, load_demos
+from models.training.learner import minibatches
 from simulator.formats import DatasetError, recorder
 from simulator.formats.recorder import record_demos
 from simulator.formats.robomimic import (
