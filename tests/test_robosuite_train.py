@@ -152,11 +152,12 @@ def test_wrong_settings_are_one_line_before_anything_is_written(literal, message
 
 def test_sigterm_to_the_process_group_saves_the_training_state(tmp_path):
     """A cluster's scheduler sends it to every process of a job."""
-    argv = [sys.executable, "train_vlm.py", *SMALL, "debug", "rl.iterations=1000", f"train.output_dir:={tmp_path}"]
+    literals = ["parser.samples=0", "bc.epochs=0", "rl.iterations=1000", f"train.output_dir:={tmp_path}"]
+    argv = [sys.executable, "train_vlm.py", *SMALL, "debug", *literals]
     with (tmp_path / "log.txt").open("w") as log:
         trainer = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         try:
-            metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 180
+            metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 300
             while not (metrics.exists() and "ppo" in metrics.read_text()) and time.monotonic() < deadline:
                 assert trainer.poll() is None, (tmp_path / "log.txt").read_text()
                 time.sleep(0.1)
