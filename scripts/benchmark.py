@@ -269,7 +269,7 @@ def benchmark_robosuite(repeats: int, task: str = "PickPlaceCan", steps: int = 2
     pipe, other_end = spawn.Pipe()
     spawn.Process(target=run_default_robosuite, args=(task, other_end), daemon=True).start()
     settings = {"task": task, "action_space": "continuous", "max_steps": 10**6}
-    envs = {name: RobosuiteVectorEnv(count, pictures=name != "no_images", **settings)
+    envs = {name: RobosuiteVectorEnv(count, render_images=name != "no_images", **settings)
             for name, count in (("one", 1), ("two", 2), ("no_images", 1))}
     rng = np.random.default_rng(0)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium import spaces
 
-from simulator.commands import ALLOWED_CHARS
 from simulator.registry import EnvError
 from simulator.robosuite.tasks import TASKS, GoalError, check_choice
+from simulator.spaces import InstructionSpace, NamedDiscrete
 
 ACTIONS = ("backward", "forward", "left", "right", "up", "down", "close gripper", "open gripper")
 CLOSE_GRIPPER, OPEN_GRIPPER = 6, 7
@@ -26,14 +26,6 @@ ROBOTS = ("Panda", "Sawyer", "IIWA", "Jaco", "Kinova3", "UR5e")
 ACTION_SPACES = ("discrete", "continuous")
 REWARDS = ("progress", "shaped", "sparse")
 LIMITS = {"resolution": 1024, "control_freq": 500, "action_repeat": 1000, "gripper_repeat": 1000, "max_steps": 10**6}
-
-
-class NamedDiscrete(spaces.Discrete):
-    """Discrete(n) with a name for each action."""
-
-    def __init__(self, names: Iterable[str]):
-        self.names = tuple(names)
-        super().__init__(len(self.names))
 
 
 def _as_tuple(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -84,7 +76,7 @@ class RobosuiteConfig:
         """Return the observation space and the action space."""
         image_shape = (self.resolution, self.resolution * len(self.cameras), 3)
         observation = {"image": spaces.Box(0, 255, image_shape, np.uint8),
-                       "goal": spaces.Text(MAX_INSTRUCTION_LENGTH, charset=ALLOWED_CHARS)}
+                       "goal": InstructionSpace()}
         if self.proprioception:
             observation["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH)
         action = NamedDiscrete(ACTIONS) if self.discrete else spaces.Box(-1, 1, (7,), np.float32)
