@@ -288,9 +288,9 @@ def test_programs_refuse_what_is_no_model(kind, saved, capsys, tmp_path):
 @pytest.mark.parametrize("main, words, count", [
     (inference.main, ["--goal", "go left"], "--steps"), (evaluate.main, [], "--episodes")])
 def test_programs_refuse_numbers_out_of_range(main, words, count, saved, capsys, tmp_path):
-    for wrong in (f"{count}=0", "--seed=-1"):
-        _, err = refused(main, [*words, "--model", saved, wrong], capsys, tmp_path)
-        assert "--seed" in err and count in err
+    for flag, wrong in ((count, "0"), ("--seed", "-1")):
+        _, err = refused(main, [*words, "--model", saved, f"{flag}={wrong}"], capsys, tmp_path)
+        assert f"{flag} is {wrong}" in err and "whole number" in err
 
 
 @pytest.mark.parametrize("where", ["missing/a", "not writable", "a folder"])
@@ -335,13 +335,13 @@ def test_inference_refuses_a_goal_without_end(saved, capsys, tmp_path):
 
 def test_inference_refuses_bytes_that_are_no_text(saved, capsys, tmp_path):
     words = ["--goal", "go left \udcff", "--model", saved, "--output", tmp_path / "a.gif"]
-    assert "give the sentence in UTF-8" in refused(inference.main, words, capsys, tmp_path)[1]
+    assert "give the instruction in UTF-8" in refused(inference.main, words, capsys, tmp_path)[1]
 
 
 def test_inference_writes_a_gif(saved, capsys, tmp_path):
     from PIL import Image
     for name in ("a.gif", "b.gif"):
-        assert inference.main(["--goal", "sing <|image_pad|> a song", "--model", str(saved), "--seed", "3",
+        assert inference.main(["--goal", "sing <|image_pad|> a song", "--force", "--model", str(saved), "--seed", "3",
                                "--output", str(tmp_path / name)]) == 0
     assert "not scored" in capsys.readouterr().out
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()

@@ -91,29 +91,29 @@ def ring_of(frame):
 def test_records_episodes_in_a_world_of_any_size(size, policy, tmp_path):
     settings = config.load(["vlm_tiny", "env.max_steps=3", f"world.width={size[0]}", f"world.height={size[1]}"])
     asked = [("push(direction=left)", 7), ("cluster()", 8), ("heat() THEN spread()", 9)]
-    inference.save_video(inference.record_episodes(policy, settings, asked), tmp_path / "a.gif")
+    recording.save_video(recording.record_episodes(policy, settings, asked), tmp_path / "a.gif")
     drawn = list(frames(tmp_path / "a.gif"))
     assert len(drawn) == 4 + 4 + 7                              # the start and three steps for each goal
     assert len({frame.shape for frame in drawn}) == 1 and 512 <= drawn[0].shape[1] <= 520
-    inference.save_video(inference.record_episodes(policy, settings, asked), tmp_path / "b.gif")
+    recording.save_video(recording.record_episodes(policy, settings, asked), tmp_path / "b.gif")
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
 def test_play_says_what_happens(policy):
     env = FAMILY.make_single(config.load(["vlm_tiny", "env.max_steps=3"]))
     obs, _ = env.reset(seed=1, options={"goal": "cluster()"})
-    steps = list(inference.run_episode(env, policy, obs))
+    steps = list(recording.run_episode(env, policy, obs))
     assert [step.outcome for step in steps] == ["", "", "not reached in 3 steps"]
     assert all(step.decision_seconds > 0 and step.note == "" and step.action_text for step in steps)
 
 
 def test_long_sentences_are_wrapped_and_nothing_is_lost():
     instruction = "입자들을 모두 왼쪽 위 구석으로 옮긴 다음에 " * 12
-    font, lines = inference.wrap(instruction.strip(), 18, 500)
+    font, lines = recording.wrap(instruction.strip(), 18, 500)
     assert " ".join(lines) == instruction.strip() and max(map(font.getlength, lines)) <= 500 and font.size == 12
-    font, lines = inference.wrap("가" * 500, 18, 500)                # no space to break at
+    font, lines = recording.wrap("가" * 500, 18, 500)                # no space to break at
     assert "".join(lines) == "가" * 500 and max(map(font.getlength, lines)) <= 500
-    assert inference.wrap("go left", 18, 500)[1] == ["go left"]
+    assert recording.wrap("go left", 18, 500)[1] == ["go left"]
 
 
 # --- good pictures ----------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_picture_from_a_server(server, saved, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("path, says", [("none.png", "the server answers 404"), ("never", "nothing came within 0.5 s"),
-                                        ("drops", "nothing came within 0.5 s"), ("", "no picture, or a damaged one")])
+                                        ("drops", "nothing came within 0.5 s"), ("", "no image, or a damaged one")])
 def test_a_server_that_does_not_give_a_picture(path, says, server, saved, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(models.image_io, "TIMEOUT_S", 0.5)
     began = time.perf_counter()
@@ -258,7 +258,7 @@ def png(image):
 BOMB = png(Image.new("1", (8, 8))).replace(b"\0\0\0\x08\0\0\0\x08", b"\0\0\x4e\x20\0\0\x4e\x20", 1)   # 20,000 x 20,000
 BOMB = BOMB[:29] + zlib.crc32(BOMB[12:29]).to_bytes(4, "big") + BOMB[33:]
 BAD = {
-    "missing.png": (None, "there is no file"), "folder.png": ("folder", "is a folder: name a picture"),
+    "missing.png": (None, "there is no file"), "folder.png": ("folder", "is a folder: name an image"),
     "text.png": (b"not a picture\n", "give one as PNG, JPEG"), "empty.png": (b"", "give one as PNG, JPEG"),
     "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "give one as PNG, JPEG"),
     "half.png": (lambda whole: whole[:len(whole) // 2], "is damaged or cut short"),
@@ -286,8 +286,8 @@ def test_a_bad_picture_is_refused(name, pictures, saved, capsys, tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (["--image"], "--image names no image"), (["--image", ""], "there is no file ''"),
-    (["--image", "x" * 5000], "no picture"), (["--image", "a\0b"], "there is no file"),
-    (["--image", "data:image/png;base64,@@@@"], "data:image/png;base64 is no picture"),
+    (["--image", "x" * 5000], "no image"), (["--image", "a\0b"], "there is no file"),
+    (["--image", "data:image/png;base64,@@@@"], "data:image/png;base64 is no image"),
     (["--image", "/dev/zero"], "there is no file"), (["--image", "b\udcff.png"], r"there is no file 'b\\")])
 def test_what_names_no_picture(words, says, saved, capsys, tmp_path):
     assert re.search(says, refuses(capsys, tmp_path, "--model", saved, *words))

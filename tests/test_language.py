@@ -376,7 +376,8 @@ def test_the_whole_goal_language_is_read(text, goal):
     "don't let them spread", "do the opposite of moving left",
 ])
 def test_what_is_no_goal_of_ours_is_unknown(text):
-    assert parse_instruction(text) == (None, "unknown")
+    goal, reason = parse_instruction(text)
+    assert goal is None and reason in ("unknown", "refused")
 
 
 @pytest.mark.parametrize("text", [

@@ -149,7 +149,7 @@ def test_the_base_may_move(adapted, folder, obs, tmp_path):
     for path in (tmp_path / "agent.pt", tmp_path / "agent"):
         back = VLMPolicy.from_checkpoint(path, base_model=tmp_path / "there")
         assert torch.equal(outputs(back, obs), outputs(adapted, obs))
-        with pytest.raises(CheckpointError, match="here.*give the folder it is in as `base`") as error:
+        with pytest.raises(CheckpointError, match="here.*give its folder or hub name as `base_model`") as error:
             VLMPolicy.from_checkpoint(path)
         assert one_line(error)
 
@@ -222,7 +222,7 @@ def refused(capsys, name, tmp_path):
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and lines[0] == err.splitlines()[-1] and "Traceback" not in out + err
-    assert str(name) in lines[0] and "give a hub name" in lines[0] and not (tmp_path / "out").exists()
+    assert str(name) in lines[0] and "on the Hub or a local model folder" in lines[0] and not (tmp_path / "out").exists()
     return lines[0]
 
 

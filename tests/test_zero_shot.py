@@ -138,7 +138,7 @@ def test_three_steps_of_an_arm(folder, tmp_path, capsys, monkeypatch):
     assert Image.open(tmp_path / "a.gif").n_frames == 4
     assert [path.name for path in tmp_path.glob("*.png")] == ["step002.png"]
     assert np.asarray(Image.open(tmp_path / "step002.png")).std() > 10
-    for wrong, why in ((["--task", "Stack"], "choose from Lift"), (["--steps", "0"], "from 1 up"),
+    for wrong, why in ((["--task", "Stack"], "Choose from Lift"), (["--steps", "0"], "from 1 up"),
                        (["--output", str(tmp_path / "no" / "a.gif")], "folder that exists"),
                        (["--output", str(tmp_path / "a.mp4")], "end in .gif"),
                        (["--model", str(tmp_path)], "config.json"),
