@@ -44,7 +44,13 @@ from models.backbones.tiny import init_model_files
 from models.heads import spec_from_space
 from models.training import bc, ppo, run_state
 from models.training.bc import NUM_DAGGER_ROUNDS
-from models.training.distributed import explain, is_main_process, make_accelerator, relaunch_under_torchrun, run_sharded
+from models.training.distributed import (
+    is_main_process,
+    make_accelerator,
+    one_line_message,
+    relaunch_under_torchrun,
+    run_sharded,
+)
 from models.training.learner import Learner, NonFiniteError
 from models.training.ppo import update_ppo
 from models.training.run_state import STAGES, Interrupt, Run, lock_output_dir, read_config, resume_command, seed_step
@@ -306,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         message = str(error) if is_main_process() else None
     except RuntimeError as error:
-        message = explain(error)
+        message = one_line_message(error)
         if message is None:
             raise
     except KeyboardInterrupt:

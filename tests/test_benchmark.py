@@ -9,7 +9,7 @@ from models.backbones import hub_loading as base_model
 from scripts import benchmark
 from scripts.benchmark_baselines import BaselinePolicy
 
-PARTS = ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "attention", "subgoal")
+PARTS = ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "point_attention", "subgoal_logits")
 SMALL = ["vlm_fast", "model.vlm.name:=small", "model.vlm.init:=random", "model.heads.hidden=[32]"]
 
 

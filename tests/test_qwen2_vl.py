@@ -186,7 +186,8 @@ def test_under_autocast_the_heads_stay_in_float32(adapted, obs):
     tensors = output.value, output.slot_logits, slot_logits, actions, log_probs, *others
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     torch.testing.assert_close(others[0], log_probs, rtol=0, atol=1e-5)
-    for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "std", "point_attention", "subgoal_logits"):
+    for name in ("type_logits", "mode_logits", "point", "param_mean", "class_logits", "std", "point_attention",
+                 "subgoal_logits"):
         assert torch.equal(getattr(inside.distribution, name), getattr(outside.distribution, name)), name
     assert torch.equal(inside.value, outside.value) and torch.equal(inside.slot_logits, outside.slot_logits)
 

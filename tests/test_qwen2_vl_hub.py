@@ -222,7 +222,7 @@ def refused(capsys, name, tmp_path):
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and lines[0] == err.splitlines()[-1] and "Traceback" not in out + err
-    assert str(name) in lines[0] and "on the Hub or a local model folder" in lines[0] and not (tmp_path / "out").exists()
+    assert str(name) in lines[0] and "on the Hub or a local model" in lines[0] and not (tmp_path / "out").exists()
     return lines[0]
 
 

@@ -127,7 +127,7 @@ def bad(capsys, *words, says):
 def test_bad_input(capsys, tmp_path, trained):
     here = f"train.output_dir:={tmp_path / 'out'}"
     bad(capsys, *SMALL, here, "env.goals=['jump()']", says="expected one of push, cluster.*found 'jump'.*per_object")
-    bad(capsys, *SMALL, here, "env.goals=['move_toward(3, 8)']", says="particle 8, and the environment has 8, from 0 to 7")
+    bad(capsys, *SMALL, here, "env.goals=['move_toward(3, 8)']", says="particle 8, and the environment has 8, from 0")
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "warm, please", "language": "en", "goal": "heat()",
                                                       "split": "held_out", "source": "me", "template_family": "me"}))
     bad(capsys, *SMALL, here, f"env.instructions=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
@@ -285,7 +285,8 @@ def test_inference_writes_a_gif(trained, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"(not )?reached in \d steps", out) and "decisions per second" in out
     assert Image.open(gif).n_frames >= 2
-    assert inference.main(["--goal", "sing me a song", "--force", "--model", str(trained / "vlm_best.pt"), "--steps", "2",
+    assert inference.main(["--goal", "sing me a song", "--force", "--model", str(trained / "vlm_best.pt"), "--steps",
+                           "2",
                            "--sample", "--output", str(gif)]) == 0
     assert "not scored" in capsys.readouterr().out
 

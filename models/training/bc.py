@@ -56,12 +56,12 @@ def record_missing_rounds(run: Run, dataset: ModuleType) -> None:
              for number in range(dagger_rounds_at(run.done()))]
     missing = [number for number, path in enumerate(files) if not path.exists()]
     for number in missing:
-        record_round(run, dataset, number, files[number])
+        collect_dagger_round(run, dataset, number, files[number])
     if missing or run.demo_dataset is None:
         run.demo_dataset = dataset.DemoDataset(files, discrete=run.config.robosuite.action_space == "discrete")
 
 
-def record_round(run: Run, dataset: ModuleType, number: int, path: Path) -> None:
+def collect_dagger_round(run: Run, dataset: ModuleType, number: int, path: Path) -> None:
     """Record a round of demonstrations in a file; from the second round on the policy acts in some episodes."""
     bc = run.config.bc
     count = episodes_of_round(bc.episodes, number, run.accelerator.num_processes)

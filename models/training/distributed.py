@@ -28,7 +28,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def explain(error: RuntimeError) -> str | None:
+def one_line_message(error: RuntimeError) -> str | None:
     """Return one line for a lack of memory or a lost process, None for any other error."""
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in first:

@@ -30,7 +30,7 @@ from simulator.particles.lexicon_parts import (
     JOIN,
     LEFT,
     LINE,
-    MEET,
+    MEET_UP,
     ONLY_THESE,
     REJECT,
     RIGHT,
@@ -234,7 +234,7 @@ PATTERNS = [
                "the others|the rest))?"),
     (CLUSTER, "magnets|pile|group (?=(particles|them|the|these|those|all|every))|up against( one another|"
               " each other)?"),
-    (MEET, "meet(s|ing)?( up| the others)?"),
+    (MEET_UP, "meet(s|ing)?( up| the others)?"),
     # shaking
     (VIBRATE, r"shak\w*… up|(vibrat|shak|jiggl|joggl|trembl|wobbl|rattl|quiver|jitter|shiver|wiggl|quak|"
                r"earthquake)\w*"),

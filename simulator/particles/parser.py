@@ -7,7 +7,7 @@ as a whole.
 1. The patterns of lexicon_en and lexicon_ko are tried in order, idioms first. Each match is replaced by a mark of the
    part that it stands for (lexicon_parts). So "heat up" leaves no "up", and "top left" leaves no "left". The rest of
    the instruction has no effect.
-2. RECIPES are the parts that make a goal, OPTIONAL_PARTS the parts that may come with it. One goal must account for
+2. GOAL_RULES are the parts that make a goal, OPTIONAL_PARTS the parts that may come with it. One goal must account for
    all parts.
 3. An instruction that says "at once" or "in order" must have a place to split it into two goals.
 4. Words with typing errors are corrected, and the corrected instruction is read instead.
@@ -42,7 +42,7 @@ from simulator.particles.lexicon_parts import (
     JOIN,
     LEFT,
     LINE,
-    MEET,
+    MEET_UP,
     ONLY_THESE,
     ORDERS,
     REJECT,
@@ -69,17 +69,17 @@ BOUNDS = SIDES | {corner: ", ".join(sorted(SIDES[side] for side in sides)) for c
 
 PATTERNS_OF_GOALS = {part for part, _ in lexicon_en.PATTERNS + lexicon_ko.PATTERNS
                      if isinstance(part, str) and part.endswith(")")}
-RECIPES = [
+GOAL_RULES = [
     *((goal, {goal}) for goal in sorted(PATTERNS_OF_GOALS)),
-    (CLUSTER, {MEET}), (CLUSTER, {STICK_TOGETHER}), (CLUSTER, {CLUSTER, CENTER}), (SPREAD, {DISTRIBUTE}),
+    (CLUSTER, {MEET_UP}), (CLUSTER, {STICK_TOGETHER}), (CLUSTER, {CLUSTER, CENTER}), (SPREAD, {DISTRIBUTE}),
     *((goal, {CORNER, *sides}) for goal, sides in CORNERS.items()),        # "the left corner at the top"
     (ROW, {ACROSS, LINE}), (ROW, {ACROSS, SET}), (COLUMN, {UPRIGHT, LINE}), (COLUMN, {UPRIGHT, SET}),
 ]
 OPTIONAL_PARTS = {
     **{goal: {SET} for goal in PATTERNS_OF_GOALS},
     **{goal: {SET, STICK_TOGETHER, EDGE} for goal in SIDES},
-    **{goal: {SET, CORNER, MEET, *sides} for goal, sides in CORNERS.items()},    # "up into the top left corner"
-    CENTER: {SET, MEET}, CLUSTER: {SET, MEET, STICK_TOGETHER}, VIBRATE: {ACROSS, UPRIGHT},
+    **{goal: {SET, CORNER, MEET_UP, *sides} for goal, sides in CORNERS.items()},    # "up into the top left corner"
+    CENTER: {SET, MEET_UP}, CLUSTER: {SET, MEET_UP, STICK_TOGETHER}, VIBRATE: {ACROSS, UPRIGHT},
     ROW: {SET, DISTRIBUTE, ACROSS, LINE}, COLUMN: {SET, DISTRIBUTE, UPRIGHT, LINE},
 }
 # Kinds of goals that can hold at once: a temperature with any other, gathering or scattering with motion.
@@ -134,7 +134,7 @@ def _read(parts: list) -> tuple[str | None, str]:
     readings = _plans(parts) if ORDERS & set(parts) else _single_goals(parts)
     if len(readings) == 1:
         return readings.pop(), "understood"
-    named = {goal for goal, needed in RECIPES if needed <= set(parts)}
+    named = {goal for goal, needed in GOAL_RULES if needed <= set(parts)}
     return None, "ambiguous" if len(readings | named) > 1 else "unknown"
 
 
@@ -325,7 +325,7 @@ def _goal_with_values(values: list[tuple], names: set[str]) -> str | None:
             is_place = place in CORNERS or EDGE in names and place in SIDES
             return f"move_to(id={i}, {BOUNDS[place]})" if is_place else None
         case [("one", (i,)), ("target", (j,))] if i != j:
-            is_move = names <= {ONLY_THESE, STICK_TOGETHER, SET, CLUSTER, MEET, ACROSS}
+            is_move = names <= {ONLY_THESE, STICK_TOGETHER, SET, CLUSTER, MEET_UP, ACROSS}
             return f"move_toward({i}, {j})" if is_move else None
         case [("some", ids)]:
             is_cluster = _plain_goal(names - {ONLY_THESE}) == CLUSTER and CENTER not in names
@@ -336,7 +336,7 @@ def _goal_with_values(values: list[tuple], names: set[str]) -> str | None:
 def _plain_goal(names: Iterable[str]) -> str | None:
     """Return the one goal that accounts for all these parts, or None."""
     names = set(names)
-    goals = {goal for goal, needed in RECIPES if needed <= names <= needed | OPTIONAL_PARTS[goal]}
+    goals = {goal for goal, needed in GOAL_RULES if needed <= names <= needed | OPTIONAL_PARTS[goal]}
     return goals.pop() if len(goals) == 1 else None
 
 
