@@ -226,7 +226,7 @@ def test_everyday_words(text, goal):
     ("movve all to the tpo left cornr", "move_to(region=top_left)"),
     ("Take teh particles to the lwer right cornr", "move_to(region=bottom_right)"),
     ("spraed the partciles appart", "spread()"), ("coool teh particels dwon plz", "cool()"),
-    ("입자를 왼족으로 밀어조", "push(direction=left)"), ("뜨겁개 만드러줘", "heat()"),
+   ,
     ("psuh them left adn heat them at the same tiem", "push(direction=left) AND heat()"),
 ])
 def test_typing_errors_are_corrected(text, goal):

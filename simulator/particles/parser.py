@@ -218,8 +218,6 @@ def _correct(text: str, rest: str) -> str:
 
     Only words that no pattern matches, those of `rest`, are corrected, and only to a single word of the lexicon.
     """
-    for wrong, right in lexicon_ko.MISSPELLINGS.items():
-        text = text.replace(wrong, right)
     for word in set(re.findall(r"[a-z]+", rest)):
         text = re.sub(rf"\b{word}\b", _correct_word(word), text)
     return text
