@@ -226,7 +226,6 @@ def test_everyday_words(text, goal):
     ("movve all to the tpo left cornr", "move_to(region=top_left)"),
     ("Take teh particles to the lwer right cornr", "move_to(region=bottom_right)"),
     ("spraed the partciles appart", "spread()"), ("coool teh particels dwon plz", "cool()"),
-   ,
     ("psuh them left adn heat them at the same tiem", "push(direction=left) AND heat()"),
 ])
 def test_typing_errors_are_corrected(text, goal):
