@@ -130,7 +130,7 @@ def test_bad_input(capsys, tmp_path, trained):
     bad(capsys, *SMALL, here, "env.goals=['move_toward(3, 8)']", says="particle 8, and the environment has 8, from 0")
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "warm, please", "language": "en", "goal": "heat()",
                                                       "split": "held_out", "source": "me", "template_family": "me"}))
-    bad(capsys, *SMALL, here, f"env.instructions=['{tmp_path / 'other.jsonl'}']", says="no sentence for training")
+    bad(capsys, *SMALL, here, f"env.instructions=['{tmp_path / 'other.jsonl'}']", says="no instruction for training")
     bad(capsys, "vlm_fast", here, "model.vlm.name:=/no/such/folder", says="cannot load.*no such folder.*vlm_tiny")
     if not torch.cuda.is_available():
         bad(capsys, "vlm_fast", here, "model.vlm.load_in_4bit=True", says="on a CUDA GPU only.*gradient_checkpointing")
