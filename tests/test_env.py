@@ -14,7 +14,7 @@ from simulator.particles.env import ParticleEnv, ParticleVectorEnv
 
 
 def snapshot(obs, rewards, terminated, truncated, infos):
-    """What a step says of each world, as comparable values: a list of E tuples."""
+    """What a step says of each environment, as comparable values: a list of E tuples."""
     final = infos.get("final_obs", [None] * len(rewards))
     return [(obs["image"][b].tobytes(), obs["goal"][b], float(rewards[b]), bool(terminated[b]), bool(truncated[b]),
              int(infos["action_status"][b]), final[b] and (final[b]["image"].tobytes(), final[b]["goal"]))
@@ -22,7 +22,7 @@ def snapshot(obs, rewards, terminated, truncated, infos):
 
 
 def actions_of(seed, steps):
-    """Random actions [steps,7] that belong to one world, wherever it is."""
+    """Random actions [steps,7] that belong to one environment, wherever it is."""
     space, rng = ParticleVectorEnv(1).single_action_space, np.random.default_rng(seed)
     actions = rng.uniform(space.low, space.high, (steps, 7)).astype(np.float32)
     actions[:, [0, 1, 6]] = actions[:, [0, 1, 6]].round()
@@ -30,7 +30,7 @@ def actions_of(seed, steps):
 
 
 def trajectories(seeds, steps=11, **settings):
-    """{seed: its world's first observation and snapshots}, the worlds side by side in the order of `seeds`."""
+    """{seed: its first observation and snapshots}, the environments side by side in the order of `seeds`."""
     env = ParticleVectorEnv(len(seeds), **{"max_steps": 4} | settings)
     obs, _ = env.reset(seed=list(seeds))
     rows = [[(image.tobytes(), text)] for image, text in zip(obs["image"], obs["goal"], strict=True)]
@@ -76,7 +76,7 @@ def test_images_differ_and_change():
 
 # --- the end of an episode --------------------------------------------------------------------------------------
 def test_time_limit_truncates_and_the_next_episode_begins_in_the_same_step():
-    """The same world, once with a limit of 3 and once without: final_obs is what the unlimited one shows."""
+    """The same environment, once with a limit of 3 and once without: final_obs is what the unlimited one shows."""
     goals, texts = ["push(direction=left)", "cluster()"], ["go left", "gather"]
     short, long = ParticleVectorEnv(2, max_steps=3), ParticleVectorEnv(2, max_steps=99)
     for env in (short, long):
@@ -117,7 +117,7 @@ def test_success_terminates_also_at_the_time_limit():
 
 
 def test_no_world_waits_for_another():
-    """A world that ends early goes on at once; the masks name those that ended and no others."""
+    """An environment that ends early goes on at once; the masks name those that ended and no others."""
     env = ParticleVectorEnv(16, max_steps=32)
     env.reset(seed=0)
     steps, ends = np.zeros(16, int), 0

@@ -25,8 +25,8 @@ def test_asking_otherwise_leaves_the_world_as_it_was():
 def test_the_task_can_be_done_and_not_by_doing_nothing():
     env = ParticleVectorEnv(32)
     seeds, goals = 1000 + np.arange(64), env.round_robin_goals(64)
-    expert = run_episodes(env, lambda obs, worlds: env.expert_actions()[worlds], seeds, goals)
-    nothing = run_episodes(env, lambda obs, worlds: env.noop_actions()[worlds], seeds, goals)
+    expert = run_episodes(env, lambda obs, envs: env.expert_actions()[envs], seeds, goals)
+    nothing = run_episodes(env, lambda obs, envs: env.noop_actions()[envs], seeds, goals)
     assert expert["success"].sum() >= 61                          # 95 % of 64
     assert nothing["success"].sum() == 0 and (nothing["length"] == 32).all()
     assert expert["return"].mean() > 1 > nothing["return"].max()
@@ -36,9 +36,9 @@ def test_the_expert_can_be_imitated():
     """A copy of it points a few pixels beside what it points at: with 6 px of noise it still reaches its goals."""
     env, rng = ParticleVectorEnv(64), np.random.default_rng(0)
 
-    def imprecise(obs, worlds):
-        actions = env.expert_actions()[worlds]
-        actions[:, 2:4] = np.clip(actions[:, 2:4] + rng.normal(0, 6, (len(worlds), 2)), 0, 64)
+    def imprecise(obs, envs):
+        actions = env.expert_actions()[envs]
+        actions[:, 2:4] = np.clip(actions[:, 2:4] + rng.normal(0, 6, (len(envs), 2)), 0, 64)
         return actions
 
     result = run_episodes(env, imprecise, 1000 + np.arange(128), env.round_robin_goals(128))

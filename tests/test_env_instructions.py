@@ -14,7 +14,7 @@ from simulator.registry import EnvError
 
 # --- what is asked ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_sentence_belongs_to_the_goal_that_is_scored(split):
+def test_the_instruction_belongs_to_the_goal_that_is_scored(split):
     env = ParticleVectorEnv(32, max_steps=2, instructions=instructions_by_goal(split))
     obs, _ = env.reset(seed=0)
     asked = set()
@@ -57,7 +57,7 @@ def test_small_api(request_text, goal):
     np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=request_text).reset(seed=0)["image"])
 
 
-def test_an_unknown_sentence_can_be_acted_on_but_is_not_scored():
+def test_an_unknown_instruction_can_be_acted_on_but_is_not_scored():
     env = ParticleEnv(max_steps=6)
     obs, info = env.reset(seed=0, options={"goal": "sing me a song"})
     assert obs["goal"] == "sing me a song" and env.task.goals[0] is not None
@@ -74,7 +74,7 @@ def test_a_goal_in_the_goal_language_or_in_words():
     obs, info = env.reset(seed=0, options={"goal": "push(direction=left)"})
     assert info["goal"] == "push(direction=left)" and obs["goal"] in instructions_by_goal()["push(direction=left)"]
     obs, info = env.reset(seed=0, options={"goal": "move_to(id=1,x>48) AND heat()"})
-    assert obs["goal"] == info["goal"] == "move_to(id=1, x>48) AND heat()"      # no sentence says this yet
+    assert obs["goal"] == info["goal"] == "move_to(id=1, x>48) AND heat()"      # no instruction says this yet
     obs, info = env.reset(seed=0, options={"goal": "push (gently) to the left"})
     assert obs["goal"] == "push (gently) to the left"
     with pytest.raises(GoalError, match="at character 10"):
@@ -131,7 +131,7 @@ def test_the_policy_is_told_the_goal_that_is_scored():
 
 
 def test_a_crowded_world_draws_what_it_can_start_for():
-    """40 particles in 64x64 leave no room to spread; asked for it, the world says so."""
+    """40 particles in 64x64 leave no room to spread; asked for it, the environment says so."""
     env = GoalConditionedEnv(n_particles=40)
     goals = [env.reset(seed=seed)["goal"] and str(env.env.task.goals[0]) for seed in range(40)]
     assert "spread()" not in goals and len(set(goals)) > 5

@@ -20,10 +20,10 @@ from simulator.particles.actions import Action, ActionType
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """A folder of good ones, named by what they are."""
-    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0).integers(256, size=(60, 90, 3))
-    picture = Image.fromarray(noise.astype(np.uint8))
+    folder, noise = tmp_path_factory.mktemp("images"), np.random.default_rng(0).integers(256, size=(60, 90, 3))
+    image = Image.fromarray(noise.astype(np.uint8))
     clear = Image.new("RGBA", (40, 70), (9, 9, 9, 0))
     clear.paste((200, 30, 30, 255), (0, 0, 20, 20))
     turned = Image.Exif()
@@ -31,13 +31,13 @@ def pictures(tmp_path_factory):
     halves = Image.new("RGB", (64, 32), "black")
     halves.paste("white", (0, 0, 32, 32))                             # on the left: on top, when upright
     halves.save(folder / "turned.jpg", exif=turned)
-    picture.save(folder / "rgb.png")
-    picture.resize((900, 500)).save(folder / "large.webp")
-    picture.resize((1200, 10)).save(folder / "wide.png")
-    picture.resize((8, 8)).save(folder / "small.bmp")
-    picture.convert("L").save(folder / "grey.jpg")
-    picture.convert("1").save(folder / "bits.tiff")
-    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    image.save(folder / "rgb.png")
+    image.resize((900, 500)).save(folder / "large.webp")
+    image.resize((1200, 10)).save(folder / "wide.png")
+    image.resize((8, 8)).save(folder / "small.bmp")
+    image.convert("L").save(folder / "grey.jpg")
+    image.convert("1").save(folder / "bits.tiff")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
     clear.save(folder / "rgba.png")
     clear.convert("LA").save(folder / "la.png")
     clear.convert("P").save(folder / "palette.gif", transparency=clear.convert("P").getpixel((30, 60)))
@@ -45,13 +45,13 @@ def pictures(tmp_path_factory):
     return folder
 
 
-# --- good pictures ----------------------------------------------------------------------------------------------
+# --- good images ----------------------------------------------------------------------------------------------
 NAMES = ("rgb.png", "large.webp", "wide.png", "small.bmp", "grey.jpg", "bits.tiff", "cmyk.jpg", "rgba.png", "la.png",
          "palette.gif", "deep.png", "turned.jpg")
 
 
-def test_decides_about_pictures_of_every_kind(pictures, saved, capsys, tmp_path):
-    code, out, err = act(capsys, tmp_path, "--model", saved, "--image", *[pictures / name for name in NAMES])
+def test_decides_about_images_of_every_kind(images, saved, capsys, tmp_path):
+    code, out, err = act(capsys, tmp_path, "--model", saved, "--image", *[images / name for name in NAMES])
     assert code == 0 and not err
     assert "the model understands: " in out and out.endswith(f"12 images; {tmp_path / 'a.gif'} written\n")
     lines = [line for line in out.splitlines() if re.match(r" *\d+  /", line)]
@@ -61,24 +61,24 @@ def test_decides_about_pictures_of_every_kind(pictures, saved, capsys, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rgba.png", "la.png", "palette.gif"])
-def test_what_is_clear_is_white(name, pictures):
-    picture = load_image(str(pictures / name))
-    assert picture.mode == "RGB" and picture.getpixel((35, 60)) == WHITE and picture.getpixel((5, 5)) != WHITE
+def test_what_is_clear_is_white(name, images):
+    image = load_image(str(images / name))
+    assert image.mode == "RGB" and image.getpixel((35, 60)) == WHITE and image.getpixel((5, 5)) != WHITE
 
 
-def test_pictures_are_upright_and_deep_ones_keep_their_greys(pictures):
-    turned = load_image(str(pictures / "turned.jpg"))
+def test_images_are_upright_and_deep_ones_keep_their_greys(images):
+    turned = load_image(str(images / "turned.jpg"))
     assert turned.size == (32, 64) and turned.getpixel((16, 5))[0] > 200 and turned.getpixel((16, 60))[0] < 50
-    deep = np.asarray(load_image(str(pictures / "deep.png")))
+    deep = np.asarray(load_image(str(images / "deep.png")))
     assert len(np.unique(deep)) == 256
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_backbone_sees_them_as_they_are_prepared(name, pictures, policy):
-    """qwen_vl_utils brings a picture to a size that the backbone leaves alone."""
+def test_the_backbone_sees_them_as_they_are_prepared(name, images, policy):
+    """qwen_vl_utils brings an image to a size that the backbone leaves alone."""
     factor, low, high = policy.backbone.resize_limits()
     assert (factor, low, high) == (16, 32 * 32, 256 * 256)
-    seen = resize_for_model(load_image(str(pictures / name)), name, policy.backbone)
+    seen = resize_for_model(load_image(str(images / name)), name, policy.backbone)
     assert not seen.width % factor and not seen.height % factor and low <= seen.width * seen.height <= high
     _, (h, w) = policy.backbone.pixels(torch.from_numpy(np.array(seen))[None])
     assert (w * 8, h * 8) == seen.size
@@ -105,23 +105,23 @@ def test_the_ring_is_where_the_action_points_to(size, place, saved, capsys, tmp_
         assert ring_of(frame) is not None
 
 
-def test_no_ring_where_the_action_has_no_place(saved, pictures, capsys, tmp_path, monkeypatch):
+def test_no_ring_where_the_action_has_no_place(saved, images, capsys, tmp_path, monkeypatch):
     action, honest = torch.from_numpy(Action(ActionType.STEP).to_vector())[None], VLMPolicy.sample_action
     monkeypatch.setattr(VLMPolicy, "sample_action", lambda self, *a, **b: (action, *honest(self, *a, **b)[1:]))
-    code, out, _ = act(capsys, tmp_path, "--model", saved, "--image", pictures / "deep.png")
+    code, out, _ = act(capsys, tmp_path, "--model", saved, "--image", images / "deep.png")
     assert code == 0 and "64x64: let time pass\n" in out
     assert all(ring_of(frame) is None for frame in frames(tmp_path / "a.gif"))
 
 
-# --- where pictures are -----------------------------------------------------------------------------------------
+# --- where images are -----------------------------------------------------------------------------------------
 @pytest.fixture
-def server(pictures):
+def server(images):
     """The address of a server of the folder; /never does not answer, /drops answers a byte at a time."""
     done = threading.Event()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *a):
-            super().__init__(*a, directory=str(pictures))
+            super().__init__(*a, directory=str(images))
 
         def do_GET(self):
             if self.path == "/never":
@@ -145,22 +145,22 @@ def server(pictures):
         it.shutdown()
 
 
-def test_all_sources_give_the_same_picture(pictures, server, tmp_path):
+def test_all_sources_give_the_same_image(images, server, tmp_path):
     path = tmp_path / "a b.png"
-    path.write_bytes((pictures / "rgb.png").read_bytes())
+    path.write_bytes((images / "rgb.png").read_bytes())
     encoded = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     seen = [np.asarray(load_image(source)) for source in (str(path), path.as_uri(), f"{server}/rgb.png", encoded)]
     assert all(np.array_equal(one, seen[0]) for one in seen)
 
 
-def test_a_picture_from_a_server(server, saved, capsys, tmp_path):
+def test_an_image_from_a_server(server, saved, capsys, tmp_path):
     code, out, _ = act(capsys, tmp_path, "--model", saved, "--image", f"{server}/rgb.png")
     assert code == 0 and f"{server}/rgb.png, 90x60: " in out
 
 
 @pytest.mark.parametrize("path, says", [("none.png", "the server answers 404"), ("never", "nothing came within 0.5 s"),
                                         ("drops", "nothing came within 0.5 s"), ("", "no image, or a damaged one")])
-def test_a_server_that_does_not_give_a_picture(path, says, server, saved, capsys, tmp_path, monkeypatch):
+def test_a_server_that_does_not_give_an_image(path, says, server, saved, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(models.image_io, "TIMEOUT_S", 0.5)
     began = time.perf_counter()
     err = refuses(capsys, tmp_path, "--model", saved, "--image", f"{server}/{path}")
@@ -177,7 +177,7 @@ def test_an_address_that_leads_nowhere(url, says, saved, capsys, tmp_path):
     assert says in err and url in err and time.perf_counter() - began < 12
 
 
-# --- bad pictures -----------------------------------------------------------------------------------------------
+# --- bad images -----------------------------------------------------------------------------------------------
 def png(image):
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -201,15 +201,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_refused(name, pictures, saved, capsys, tmp_path):
+def test_a_bad_image_is_refused(name, images, saved, capsys, tmp_path):
     """It is named, and the good one beside it does not help."""
     content, says = BAD[name]
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
     elif content is not None:
-        path.write_bytes(content((pictures / "rgb.png").read_bytes()) if callable(content) else content)
-    err = refuses(capsys, tmp_path, "--model", saved, "--image", pictures / "rgb.png", path)
+        path.write_bytes(content((images / "rgb.png").read_bytes()) if callable(content) else content)
+    err = refuses(capsys, tmp_path, "--model", saved, "--image", images / "rgb.png", path)
     assert name in err and "rgb.png" not in err and re.search(says, err)
 
 
@@ -218,5 +218,5 @@ def test_a_bad_picture_is_refused(name, pictures, saved, capsys, tmp_path):
     (["--image", "x" * 5000], "no image"), (["--image", "a\0b"], "there is no file"),
     (["--image", "data:image/png;base64,@@@@"], "data:image/png;base64 is no image"),
     (["--image", "/dev/zero"], "there is no file"), (["--image", "b\udcff.png"], r"there is no file 'b\\")])
-def test_what_names_no_picture(words, says, saved, capsys, tmp_path):
+def test_what_names_no_image(words, says, saved, capsys, tmp_path):
     assert re.search(says, refuses(capsys, tmp_path, "--model", saved, *words))

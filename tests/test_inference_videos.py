@@ -34,7 +34,7 @@ def test_play_says_what_happens(policy):
     assert all(step.decision_seconds > 0 and step.note == "" and step.action_text for step in steps)
 
 
-def test_long_sentences_are_wrapped_and_nothing_is_lost():
+def test_long_instructions_are_wrapped_and_nothing_is_lost():
     instruction = "입자들을 모두 왼쪽 위 구석으로 옮긴 다음에 " * 12
     font, lines = recording.wrap(instruction.strip(), 18, 500)
     assert " ".join(lines) == instruction.strip() and max(map(font.getlength, lines)) <= 500 and font.size == 12
