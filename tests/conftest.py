@@ -1,4 +1,6 @@
 """A tiny VLMPolicy with fresh weights, written and built once for all tests."""
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from models.vlm_policy import VLMPolicy
 from simulator.particles.commands import instructions_by_goal
 from simulator.particles.task import action_space
 
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("*_helpers.py")))
 torch.set_num_threads(1)       # the tensors are tiny; where the cores are busy, more threads are up to 60 times slower
 LORA = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 

@@ -1,4 +1,4 @@
-"""The same step of the particle world, written plainly: one world, particle by particle, nothing compiled.
+"""The same step of the particle environment, written plainly: one environment, particle by particle, nothing compiled.
 
 It is the oracle of tests/test_simulator.py and what scripts/benchmark.py compares the speed with.
 """
@@ -11,7 +11,7 @@ from simulator.particles.kernels import HEAT_CAPACITY, MAX_SPEED, MAX_TEMPERATUR
 
 
 class ReferenceWorld:
-    """World b of a ParticleSimulator, copied; `step` advances the copy."""
+    """Environment b of a ParticleSimulator, copied; `step` advances the copy."""
 
     def __init__(self, simulator, b=0):
         fields = ("position", "velocity", "radius", "mass", "charge", "temperature", "conductivity")

@@ -65,7 +65,7 @@ def test_with_adapters_too_where_prompts_share_their_beginning(small, words):
     backbone = policy.eval().backbone
     assert backbone._prefix_kv_cache(backbone.prompt("heat")[0], 2) is not None
     check(policy.train(), env)
-    goals = ["heat", "push everything to the very top, please", "모아줘"]           # without a picture
+    goals = ["heat", "push everything to the very top, please", "모아줘"]           # without an image
     one_by_one = torch.cat([policy.parse_goal([goal]) for goal in goals])
     torch.testing.assert_close(policy.parse_goal(goals), one_by_one, rtol=0, atol=1e-4)
 

@@ -137,7 +137,7 @@ def test_a_run_of_two_processes_is_resumed_by_one_and_by_two(tmp_path):
     assert process.returncode == 0, out
     assert checkpoint.load(tmp_path / "vlm_best.pt")[0]["processes"] == 2 and out.count("k of n") == 1
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert '"rollout/episodes": 4' in lines[-2] or '"rollout/episodes": 4' in lines[-1]       # of all four worlds
+    assert '"rollout/episodes": 4' in lines[-2] or '"rollout/episodes": 4' in lines[-1]       # of all four environments
     assert len(checkpoint.load(tmp_path / "vlm_state.pt")[2]["envs"]["goals"]) == 4
     assert train_vlm.main([f"train.resume={tmp_path / 'vlm_state.pt'}", "rl.iterations=3"]) == 0
     process = launch("train_vlm.py", f"train.resume:={tmp_path / 'vlm_state.pt'}", "rl.iterations=4")

@@ -1,4 +1,4 @@
-"""The world of simulator/README.md, from the document's text: trained by the real `main`, evaluated and recorded."""
+"""The environment of simulator/README.md, from its text: trained by the real `main`, evaluated and recorded."""
 import json
 import re
 import sys

@@ -1,27 +1,20 @@
-"""The worlds as environments: Gymnasium's rules, autoreset, determinism, independence, and what may be asked."""
-import unicodedata
+"""The environments: Gymnasium's rules, autoreset, determinism, independence, any action, and reset options."""
 import warnings
 
 import gymnasium
 import numpy as np
 import pytest
+from env_helpers import NOOP
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from simulator.api import GoalVectorEnv
-from simulator.evaluation import run_episodes
 from simulator.particles.actions import ActionStatus
 from simulator.particles.commands import instructions_by_goal
-from simulator.particles.env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv
-from simulator.particles.goals import GoalError
-from simulator.particles.parser import instruction_to_goal
-from simulator.registry import EnvError
-
-NOOP = np.array([0, -1, 0, 0, 0, 1, 0], np.float32)
+from simulator.particles.env import ParticleEnv, ParticleVectorEnv
 
 
 def snapshot(obs, rewards, terminated, truncated, infos):
-    """What a step says of each world, as comparable values: a list of E tuples."""
+    """What a step says of each environment, as comparable values: a list of E tuples."""
     final = infos.get("final_obs", [None] * len(rewards))
     return [(obs["image"][b].tobytes(), obs["goal"][b], float(rewards[b]), bool(terminated[b]), bool(truncated[b]),
              int(infos["action_status"][b]), final[b] and (final[b]["image"].tobytes(), final[b]["goal"]))
@@ -29,7 +22,7 @@ def snapshot(obs, rewards, terminated, truncated, infos):
 
 
 def actions_of(seed, steps):
-    """Random actions [steps,7] that belong to one world, wherever it is."""
+    """Random actions [steps,7] that belong to one environment, wherever it is."""
     space, rng = ParticleVectorEnv(1).single_action_space, np.random.default_rng(seed)
     actions = rng.uniform(space.low, space.high, (steps, 7)).astype(np.float32)
     actions[:, [0, 1, 6]] = actions[:, [0, 1, 6]].round()
@@ -37,7 +30,7 @@ def actions_of(seed, steps):
 
 
 def trajectories(seeds, steps=11, **settings):
-    """{seed: its world's first observation and snapshots}, the worlds side by side in the order of `seeds`."""
+    """{seed: its first observation and snapshots}, the environments side by side in the order of `seeds`."""
     env = ParticleVectorEnv(len(seeds), **{"max_steps": 4} | settings)
     obs, _ = env.reset(seed=list(seeds))
     rows = [[(image.tobytes(), text)] for image, text in zip(obs["image"], obs["goal"], strict=True)]
@@ -83,7 +76,7 @@ def test_images_differ_and_change():
 
 # --- the end of an episode --------------------------------------------------------------------------------------
 def test_time_limit_truncates_and_the_next_episode_begins_in_the_same_step():
-    """The same world, once with a limit of 3 and once without: final_obs is what the unlimited one shows."""
+    """The same environment, once with a limit of 3 and once without: final_obs is what the unlimited one shows."""
     goals, texts = ["push(direction=left)", "cluster()"], ["go left", "gather"]
     short, long = ParticleVectorEnv(2, max_steps=3), ParticleVectorEnv(2, max_steps=99)
     for env in (short, long):
@@ -124,7 +117,7 @@ def test_success_terminates_also_at_the_time_limit():
 
 
 def test_no_world_waits_for_another():
-    """A world that ends early goes on at once; the masks name those that ended and no others."""
+    """An environment that ends early goes on at once; the masks name those that ended and no others."""
     env = ParticleVectorEnv(16, max_steps=32)
     env.reset(seed=0)
     steps, ends = np.zeros(16, int), 0
@@ -193,77 +186,6 @@ def test_state_goes_on_bit_for_bit():
     assert [snapshot(*other.step(actions[t])) for t in range(3, 14)] == first
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_sentence_belongs_to_the_goal_that_is_scored(split):
-    env = ParticleVectorEnv(32, max_steps=2, instructions=instructions_by_goal(split))
-    obs, _ = env.reset(seed=0)
-    asked = set()
-    for _ in range(12):
-        for text, goal in zip(obs["goal"], env.task.goals, strict=True):
-            assert instruction_to_goal(text) in (None, str(goal))
-        asked |= set(obs["goal"])
-        goals = [str(goal) for goal in env.task.goals]
-        obs, _, _, truncated, infos = env.step(np.tile(NOOP, (32, 1)))
-        if truncated.any():
-            assert infos["episode_metrics"]["goal"].tolist() == goals
-    assert len(asked) > 50
-
-
-def test_only_the_goals_asked_for():
-    env = ParticleVectorEnv(16, goals=["heat()", "push(direction=up)"], max_steps=1)
-    obs, seen = env.reset(seed=0)[0], set()
-    for _ in range(3):
-        seen |= {instruction_to_goal(text) for text in obs["goal"]}
-        obs = env.step(env.noop_actions())[0]
-    assert seen - {None} == {"heat()", "push(direction=up)"}
-
-
-def test_asking_otherwise_leaves_the_world_as_it_was():
-    env = ParticleVectorEnv(64)
-    env.reset(seed=0)
-    goals, texts, expert = list(env.task.goals), list(env.task.texts), env.expert_actions()
-    asked, actions = env.relabel_goals(np.random.default_rng(0), 0.5)
-    asked = asked["goal"]
-    assert env.task.goals == goals and env.task.texts == texts
-    assert actions.shape == (64, 7) and len(asked) == 64
-    kept = np.array([text in instructions_by_goal()[str(goal)] for text, goal in zip(asked, goals, strict=True)])
-    assert 24 <= kept.sum() <= 48                      # half are kept, and 1 of 16 of the others draws the same goal
-    np.testing.assert_array_equal(actions[kept], expert[kept])
-    assert (actions[~kept] != expert[~kept]).any(1).mean() > 0.9
-
-
-@pytest.mark.parametrize(("request_text", "goal"), [
-    ("입자들을 왼쪽으로 이동시켜", "push(direction=left)"), ("heat them up", "heat()"),
-    ("align(axis=vertical)", "align(axis=vertical)")])
-def test_small_api(request_text, goal):
-    env = GoalConditionedEnv(goal=request_text, max_steps=2)
-    obs = env.reset(seed=0)
-    assert env.observation_space.contains(obs)
-    assert obs["goal"] == request_text or obs["goal"] in instructions_by_goal()[goal]
-    obs, reward, done, info = env.step(NOOP)
-    assert isinstance(reward, float) and done is False and not info["success"] and not info["truncated"]
-    assert info["goal"] == goal and info["action_status"] == "OK"
-    _, _, done, info = env.step(NOOP)
-    assert done is True and info["truncated"] and not info["success"]
-    assert env.render().shape == (64, 64, 3) and env.render(scale=4).shape == (256, 256, 3)
-    assert env.reset(seed=1, goal="cool()")["goal"] in instructions_by_goal()["cool()"]
-    again = GoalConditionedEnv(goal=request_text).reset(seed=0)
-    np.testing.assert_array_equal(again["image"], GoalConditionedEnv(goal=request_text).reset(seed=0)["image"])
-
-
-def test_an_unknown_sentence_can_be_acted_on_but_is_not_scored():
-    env = ParticleEnv(max_steps=6)
-    obs, info = env.reset(seed=0, options={"goal": "sing me a song"})
-    assert obs["goal"] == "sing me a song" and env.task.goals[0] is not None
-    assert info["goal"] is None and info["note"] == "no known goal recognised"
-    for t in range(1, 7):       # even if the actions serve the goal that the start was drawn for
-        _, reward, terminated, truncated, info = env.step(np.array([3, -1, 32, 32, 5, 64, 0], np.float32))
-        assert reward == 0 and not info["success"] and info["goal"] is None
-        assert not terminated and truncated == (t == 6)
-    assert env.reset(seed=0, options={"goal": "heat()"}) and env.step(NOOP)[4]["goal"] == "heat()"
-
-
 def test_single_world_is_the_vectorised_one():
     env, vector = ParticleEnv(max_steps=8), ParticleVectorEnv(1, max_steps=8)
     obs, _ = env.reset(seed=3)
@@ -304,104 +226,6 @@ def test_actions_of_a_wrong_shape_are_refused():
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"\[2,7\]"):
         env.step(np.zeros((3, 7), np.float32))
-
-
-# --- the scripted policies --------------------------------------------------------------------------------------
-def test_the_task_can_be_done_and_not_by_doing_nothing():
-    env = ParticleVectorEnv(32)
-    seeds, goals = 1000 + np.arange(64), env.round_robin_goals(64)
-    expert = run_episodes(env, lambda obs, worlds: env.expert_actions()[worlds], seeds, goals)
-    nothing = run_episodes(env, lambda obs, worlds: env.noop_actions()[worlds], seeds, goals)
-    assert expert["success"].sum() >= 61                          # 95 % of 64
-    assert nothing["success"].sum() == 0 and (nothing["length"] == 32).all()
-    assert expert["return"].mean() > 1 > nothing["return"].max()
-
-
-def test_the_expert_can_be_imitated():
-    """A copy of it points a few pixels beside what it points at: with 6 px of noise it still reaches its goals."""
-    env, rng = ParticleVectorEnv(64), np.random.default_rng(0)
-
-    def imprecise(obs, worlds):
-        actions = env.expert_actions()[worlds]
-        actions[:, 2:4] = np.clip(actions[:, 2:4] + rng.normal(0, 6, (len(worlds), 2)), 0, 64)
-        return actions
-
-    result = run_episodes(env, imprecise, 1000 + np.arange(128), env.round_robin_goals(128))
-    assert result["success"].sum() >= 122                         # 95 % of 128
-    aligned = [goal.startswith("align") for goal in result["goal"]]
-    assert result["success"][aligned].sum() >= 15                 # of 16
-
-
-@pytest.mark.parametrize("name", [
-    "expert", "random", "noop"])
-def test_scripted_actions_are_actions(name):
-    env = ParticleVectorEnv(64)
-    env.reset(seed=0)
-    actions = {"expert": env.expert_actions, "noop": env.noop_actions,
-               "random": lambda: env.random_actions(np.random.default_rng(0))}[name]()
-    assert actions.dtype == np.float32 and env.action_space.contains(actions)
-    assert (env.step(actions)[-1]["action_status"] != ActionStatus.CLIPPED).all() or name == "random"
-
-
-def test_a_goal_in_the_goal_language_or_in_words():
-    env = ParticleEnv()
-    obs, info = env.reset(seed=0, options={"goal": "push(direction=left)"})
-    assert info["goal"] == "push(direction=left)" and obs["goal"] in instructions_by_goal()["push(direction=left)"]
-    obs, info = env.reset(seed=0, options={"goal": "move_to(id=1,x>48) AND heat()"})
-    assert obs["goal"] == info["goal"] == "move_to(id=1, x>48) AND heat()"      # no sentence says this yet
-    obs, info = env.reset(seed=0, options={"goal": "push (gently) to the left"})
-    assert obs["goal"] == "push (gently) to the left"
-    with pytest.raises(GoalError, match="at character 10"):
-        env.reset(seed=0, options={"goal": "heat(to=3"})
-
-
-# --- instructions -----------------------------------------------------------------------------------------------
-DECOMPOSED = unicodedata.normalize("NFD", "입자들을 왼쪽으로 이동시켜")
-
-
-def test_decomposed_hangul_is_composed():
-    env, vector = ParticleEnv(), ParticleVectorEnv(2)
-    obs, info = env.reset(seed=0, options={"goal": DECOMPOSED})
-    assert info["goal"] == "push(direction=left)" and env.observation_space.contains(obs)
-    assert obs["goal"] == GoalConditionedEnv(goal=DECOMPOSED).reset()["goal"] == "입자들을 왼쪽으로 이동시켜"
-    obs, _ = vector.reset(seed=0, options={"instructions": [DECOMPOSED, None]})
-    assert obs["goal"][0] == "입자들을 왼쪽으로 이동시켜" and vector.observation_space.contains(obs)
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("go left \N{ROCKET}", r"contains '\\U0001f680': allowed are Hangul"), ("caf\u00e9", r"contains '\\xe9'"),
-    ("left " * 120, "has 600 characters: at most 500"), (" ", "is empty")])
-def test_instructions_that_are_not_allowed(text, message):
-    vector = ParticleVectorEnv(1)
-    for reset in (lambda: ParticleEnv().reset(options={"goal": text}), lambda: GoalConditionedEnv(goal=text),
-                  lambda: vector.reset(options={"instructions": [text]})):
-        with pytest.raises((EnvError, GoalError), match=message) as caught:
-            reset()
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("goal", ["dance", "sing me a song"])
-def test_an_unknown_goal_is_an_error_that_names_goals(goal):
-    for make in (lambda: GoalConditionedEnv(goal=goal), lambda: GoalConditionedEnv().reset(goal=goal)):
-        with pytest.raises(GoalError, match=rf"no known goal recognised in '{goal}': .*\(.*\)"):
-            make()
-
-
-@pytest.mark.parametrize("make", [GoalConditionedEnv, ParticleEnv, lambda **kw: ParticleVectorEnv(1, **kw)])
-def test_a_misspelt_parameter_names_the_nearest(make):
-    with pytest.raises(TypeError, match=r"(GoalConditionedEnv|Particle(Vector)?Env) has no parameter 'widht'.*'width'"):
-        make(widht=64)
-
-
-def test_spaces_print_in_a_few_lines():
-    assert len(repr(ParticleEnv().observation_space)) < 200
-
-
-def test_the_policy_is_told_the_goal_that_is_scored():
-    env = GoalConditionedEnv(goal="cluster()")
-    for seed in range(3):
-        assert env.reset(seed=seed)["goal"] in instructions_by_goal()["cluster()"]
-        assert env.step(NOOP)[3]["goal"] == "cluster()"
 
 
 # --- Gymnasium's wrappers, options of a reset -------------------------------------------------------------------
@@ -449,46 +273,3 @@ def test_a_monitored_goal_is_recorded_and_gives_the_start():
         *_, infos = env.step(np.tile(np.array([3, -1, 32, 32, 5, 64, 0], np.float32), (2, 1)))
     assert infos["episode_metrics"]["monitor_success"].tolist() == [True, False]
     assert not infos["episode_metrics"]["success"].any()
-
-
-class Grid(GoalVectorEnv):
-    """The least that a vector env has to define for the defaults of GoalVectorEnv."""
-    goals, goal_vocab = ("left", "right"), ("1 left", "1 right")
-
-    def __init__(self, single_action_space):
-        self.num_envs, self.single_action_space = 3, single_action_space
-        self.current_goals = ["left"] * 3
-
-
-@pytest.mark.parametrize("space", [gymnasium.spaces.Discrete(4, start=2),
-                                   gymnasium.spaces.Box(np.float32([1, -2]), np.float32([3, 2]))])
-def test_defaults_of_a_vector_env(space):
-    env, rng = Grid(space), np.random.default_rng(0)
-    for actions in (env.noop_actions(), env.random_actions(rng)):
-        assert len(actions) == 3 and all(space.contains(action) for action in actions)
-    texts, labels = env.sample_instructions(rng, 5)
-    assert labels.dtype == np.float32 and labels.tolist() == [[t == "left", t == "right"] for t in texts]
-    assert env.round_robin_goals(3) == ["left", "right", "left"] and env.state() == {}
-    for call in (env.expert_actions, lambda: env.relabel_goals(rng, 0.5)):
-        with pytest.raises(EnvError, match="no expert"):
-            call()
-
-
-def test_defaults_are_a_mixin():
-    """They do not shadow what AsyncVectorEnv defines."""
-    class Both(GoalVectorEnv, gymnasium.vector.AsyncVectorEnv):
-        pass
-
-    for name in ("reset", "step", "render", "close", "close_extras", "call", "set_attr", "__init__", "metadata"):
-        assert getattr(Both, name) is getattr(gymnasium.vector.AsyncVectorEnv, name)
-    assert not {name for name in vars(GoalVectorEnv) if not name.startswith("__")} & set(
-        dir(gymnasium.vector.AsyncVectorEnv))
-
-
-def test_a_crowded_world_draws_what_it_can_start_for():
-    """40 particles in 64x64 leave no room to spread; asked for it, the world says so."""
-    env = GoalConditionedEnv(n_particles=40)
-    goals = [env.reset(seed=seed)["goal"] and str(env.env.task.goals[0]) for seed in range(40)]
-    assert "spread()" not in goals and len(set(goals)) > 5
-    with pytest.raises(GoalError, match="no start for spread"):
-        env.reset(goal="spread()")

@@ -6,6 +6,7 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from checkpoint_helpers import Bomb
 from conftest import LORA
 from qwen2_vl_helpers import (
     INSTRUCTIONS,
@@ -21,7 +22,6 @@ from qwen2_vl_helpers import (
     transformers_model,
 )
 from safetensors.torch import load_file, save_file
-from test_checkpoint import Bomb
 
 import inference
 import train_vlm

@@ -9,8 +9,11 @@ from simulator.rollout import collect, stack_obs
 
 
 class Scripted:
-    """FE: E worlds with episodes of 10 steps. World 0 then succeeds, all others run out of time. The picture of step t
-    of episode k of world e is the number 1000 e + 100 k + t; the reward of a step is (e + 1) t, 1 <= t <= 10."""
+    """FE: E environments with episodes of 10 steps. Environment 0 then succeeds, all others run out of time.
+
+    The image of step t of episode k of environment e is the number 1000 e + 100 k + t. The reward of a step is
+    (e + 1) t, 1 <= t <= 10.
+    """
 
     def __init__(self, num_envs=2):
         self.num_envs, self.t, self.k, self.resets = num_envs, 0, 0, 0
@@ -45,7 +48,7 @@ class Reader:
         number = torch.as_tensor(obs["image"])[:, 0]
         assert len(obs["goal"]) == len(number)
         which = torch.tensor([float(goal.split()[1]) for goal in obs["goal"]])
-        assert (which == number // 1000).all()                    # every picture comes with its own sentence
+        assert (which == number // 1000).all()                    # every image comes with its own instruction
         return torch.stack([which, number, 0 * number], 1), -number / 1000, number
 
 
@@ -94,7 +97,7 @@ def test_values_that_follow(two_rollouts):
 
 
 def test_episodes_are_counted_across_rollouts(two_rollouts):
-    """Each has 10 steps and returns 1 + ... + 10 = 55, twice that in world 1; the second began in the first rollout."""
+    """Each has 10 steps and returns 1 + ... + 10 = 55, in environment 1 twice that. The second began earlier."""
     _, first, second, _, episode_stats = two_rollouts
     expected = [{"return": 55.0 * (e + 1), "length": 10, "success": e == 0, "goal": f"goal {e}"} for e in range(2)]
     assert first.episodes == expected and second.episodes == expected * 2
@@ -155,7 +158,7 @@ class BySeed:
         self.action_space = type("Space", (), {"shape": (num_envs, 1), "dtype": np.float32})
 
     def observe(self):
-        return {"image": self.seeds[:, None].astype(float), "goal": tuple(f"sentence {s}" for s in self.seeds)}
+        return {"image": self.seeds[:, None].astype(float), "goal": tuple(f"instruction {s}" for s in self.seeds)}
 
     def reset(self, *, seed, options):
         assert len(seed) == self.num_envs and options.pop("single_episode") is True
@@ -165,7 +168,7 @@ class BySeed:
         return self.observe(), {}
 
     def step(self, actions):
-        assert (actions[self.running, 0] == self.seeds[self.running]).all()              # each world its own action
+        assert (actions[self.running, 0] == self.seeds[self.running]).all()    # each environment its own action
         self.t += 1
         rewards, ended = self.seeds.astype(float), self.t == self.seeds % 5 + 1
         success, seeds = ended & (self.seeds % 2 == 0), self.seeds.copy()
@@ -175,14 +178,14 @@ class BySeed:
 
 
 def test_run_episodes_counts_every_seed_once():
-    """11 episodes, 4 at a time: the last block has 3. A world that is done is neither asked nor counted again."""
+    """11 episodes, 4 at a time: the last block has 3. One that is done is neither asked nor counted again."""
     env, seeds, asked = BySeed(4), np.arange(20, 31), []
 
-    def act(obs, worlds):
+    def act(obs, envs):
         asked.extend(obs["image"][:, 0])
-        env.running = worlds
-        assert len(worlds) == len(obs["image"]) == len(obs["goal"])
-        assert obs["goal"] == tuple(f"sentence {s:.0f}" for s in obs["image"][:, 0])
+        env.running = envs
+        assert len(envs) == len(obs["image"]) == len(obs["goal"])
+        assert obs["goal"] == tuple(f"instruction {s:.0f}" for s in obs["image"][:, 0])
         return obs["image"].astype(np.float32)
 
     result = run_episodes(env, act, seeds, goals=list("abcdefghijk"))
@@ -215,7 +218,7 @@ def test_same_episodes_whatever_the_number_of_worlds():
     seeds, results = np.arange(7), []
     for num_envs in (3, 7):
         env = ParticleVectorEnv(num_envs)
-        results.append(run_episodes(env, lambda obs, worlds, env=env: env.expert_actions()[worlds], seeds,
+        results.append(run_episodes(env, lambda obs, envs, env=env: env.expert_actions()[envs], seeds,
                                     env.round_robin_goals(7)))
     for name, values in results[0].items():
         assert values.tolist() == results[1][name].tolist()

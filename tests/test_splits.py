@@ -1,4 +1,4 @@
-"""The splits of an evaluation, goals in sets, worlds that go on, the mark of a phase that is done."""
+"""The splits of an evaluation, goals in sets, environments that go on, the mark of a phase that is done."""
 import json
 import sys
 from pathlib import Path
@@ -65,21 +65,21 @@ def test_demonstrations_tell_where_the_particles_are_that_are_meant():
 
 def test_the_expert_says_which_goal_is_due():
     """Heating first, while that lacks; then pushing, whatever it has reached; in order: by phase."""
-    worlds = ParticleTask(3)
-    worlds.start_episode(range(3), [G.parse("push(direction=left) AND heat()"), G.parse("cluster()"),
+    task = ParticleTask(3)
+    task.start_episode(range(3), [G.parse("push(direction=left) AND heat()"), G.parse("cluster()"),
                             G.parse("heat() THEN cluster() AND cool() THEN spread()")])
-    assert expert.active_goal_index(worlds).tolist() == [1, 0, 0]
-    worlds.sim.temperature[:] = 9
-    worlds.current = G.StateSummary.from_sim(worlds.sim, worlds.num_scored)
-    worlds.stage[2] = 1
-    assert expert.active_goal_index(worlds).tolist() == [0, 0, 2]
-    assert expert.expert_actions(worlds)[:, 0].tolist() == [
+    assert expert.active_goal_index(task).tolist() == [1, 0, 0]
+    task.sim.temperature[:] = 9
+    task.current = G.StateSummary.from_sim(task.sim, task.num_scored)
+    task.stage[2] = 1
+    assert expert.active_goal_index(task).tolist() == [0, 0, 2]
+    assert expert.expert_actions(task)[:, 0].tolist() == [
         ActionType.APPLY_ATTRACTION, ActionType.APPLY_ATTRACTION, ActionType.APPLY_HEAT]
-    worlds.sim.temperature[:], worlds.stage[2] = 0, 2
-    worlds.current = G.StateSummary.from_sim(worlds.sim, worlds.num_scored)
-    assert expert.active_goal_index(worlds).tolist() == [1, 0, 3]
+    task.sim.temperature[:], task.stage[2] = 0, 2
+    task.current = G.StateSummary.from_sim(task.sim, task.num_scored)
+    assert expert.active_goal_index(task).tolist() == [1, 0, 3]
     env = ParticleVectorEnv(3)
-    env.task = worlds
+    env.task = task
     assert env.relabel_goals(np.random.default_rng(0), 0)[0]["active_goal"].tolist() == [1, 0, 3]
 
 
@@ -96,12 +96,12 @@ def test_an_environment_draws_the_items_of_its_goals_in_equal_shares():
     assert all(text in known[str(plan)] for text, plan in zip(env.task.texts, env.task.goals, strict=True))
 
 
-def test_a_set_without_sentences_is_refused():
+def test_a_set_without_instructions_is_refused():
     with pytest.raises(ValueError, match="no instructions for the goals 'sequence'"):
         ParticleTask(1, goals=["simple", "sequence"], instructions={"cluster()": ["gather"]})
 
 
-# --- worlds that go on ------------------------------------------------------------------------------------------
+# --- environments that go on ---------------------------------------------------------------------------------------
 def test_a_share_of_the_episodes_goes_on_in_the_same_world():
     env = ParticleVectorEnv(64, continue_prob=0.5, max_steps=40)
     env.reset(seed=1)
@@ -120,41 +120,41 @@ def test_a_share_of_the_episodes_goes_on_in_the_same_world():
 
 
 def test_ask_measures_from_here_on():
-    worlds = ParticleTask(2, goals=["push(direction=left)"])
-    worlds.start_episode([0, 1])
+    task = ParticleTask(2, goals=["push(direction=left)"])
+    task.start_episode([0, 1])
     for _ in range(3):
-        worlds.step(expert.expert_actions(worlds))
-    at = worlds.current.centroid.copy()
-    worlds.set_goals([1], [G.parse("push(direction=up)")], ["go up"])
-    assert worlds.texts[1] == "go up" and worlds.steps.tolist() == [3, 0]
-    np.testing.assert_array_equal(worlds.initial.centroid[1], at[1])
-    assert (worlds.initial.centroid[0] != at[0]).any()
+        task.step(expert.expert_actions(task))
+    at = task.current.centroid.copy()
+    task.set_goals([1], [G.parse("push(direction=up)")], ["go up"])
+    assert task.texts[1] == "go up" and task.steps.tolist() == [3, 0]
+    np.testing.assert_array_equal(task.initial.centroid[1], at[1])
+    assert (task.initial.centroid[0] != at[0]).any()
 
 
 # --- the mark ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scale", [1, 4])
 def test_a_mark_tells_that_the_first_phase_is_done(scale):
-    worlds = ParticleTask(2, goals=["heat() THEN cluster() THEN push(direction=left)"])
-    worlds.start_episode([0, 1])
-    worlds.stage[1] = 2
-    plain, marked = worlds.sim.render(scale), worlds.render(scale=scale)
+    task = ParticleTask(2, goals=["heat() THEN cluster() THEN push(direction=left)"])
+    task.start_episode([0, 1])
+    task.stage[1] = 2
+    plain, marked = task.sim.render(scale), task.render(scale=scale)
     np.testing.assert_array_equal(marked[0], plain[0])
     corner = marked[1, scale:5 * scale]
     assert (corner[:, scale:5 * scale] == 255).all() and (corner[:, 7 * scale:11 * scale] == 255).all()
     marked[1, scale:5 * scale, scale:11 * scale] = plain[1, scale:5 * scale, scale:11 * scale]
     np.testing.assert_array_equal(marked, plain)
-    np.testing.assert_array_equal(worlds.render([1], scale)[0], worlds.render(scale=scale)[1])
+    np.testing.assert_array_equal(task.render([1], scale)[0], task.render(scale=scale)[1])
 
 
 def test_time_counts_for_each_goal():
-    worlds = ParticleTask(2, max_steps=3)
-    worlds.start_episode([0, 1], [G.parse("push(direction=left)"), G.parse("heat() THEN push(direction=left)")])
-    ends = [worlds.step(expert.noop_actions(worlds))[2].tolist() for _ in range(6)]
+    task = ParticleTask(2, max_steps=3)
+    task.start_episode([0, 1], [G.parse("push(direction=left)"), G.parse("heat() THEN push(direction=left)")])
+    ends = [task.step(expert.noop_actions(task))[2].tolist() for _ in range(6)]
     assert ends == [[False, False]] * 2 + [[True, False]] * 3 + [[True, True]]
 
 
-# --- sentences --------------------------------------------------------------------------------------------------
-def test_perturbed_sentences_stay_near_the_sentence():
+# --- instructions -----------------------------------------------------------------------------------------------
+def test_perturbed_instructions_stay_near_the_instruction():
     rng, kinds = np.random.default_rng(0), set()
     for text in ("push everything left", "입자들을 왼쪽으로 밀어 줘"):
         for _ in range(200):
@@ -174,7 +174,7 @@ def test_perturbed_sentences_stay_near_the_sentence():
     assert kinds == {"stop", "capitals", "spaces", "prefix", "typo"}
 
 
-def test_the_splits_share_no_sentence_with_training():
+def test_the_splits_share_no_instruction_with_training():
     seen = {normalise(text) for texts in instructions_by_goal("train").values() for text in texts}
     goals = ["simple", "quantified", "per_object", "conjunction", "sequence"]
     for split in particles.splits_for(goals):
@@ -220,7 +220,7 @@ def test_a_chain_ends_at_the_first_goal_missed():
 
 
 def test_swap_counts_the_true_goal_at_any_step():
-    """An agent that ignores the sentence and heats: of two worlds set up for heating, both are heated."""
+    """An agent that ignores the instruction and heats: of two environments set up for heating, both are heated."""
     instructions = {"heat()": ["heat up"], "push(direction=left)": ["go left"]}
     env = ParticleVectorEnv(10, goals=list(instructions), instructions=instructions)
 
