@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.backbones import hub_loading as base_model
+from models.backbones import tiny
 from scripts import benchmark
 from scripts.benchmark_baselines import BaselinePolicy
 
@@ -16,8 +16,8 @@ SMALL = ["vlm_fast", "model.vlm.name:=small", "model.vlm.init:=random", "model.h
 @pytest.fixture
 def small(monkeypatch):
     """A model of real proportions: patches of 14 pixels, a system prompt; adapters with an effect."""
-    monkeypatch.setitem(base_model.MODEL_CONFIGS, "small",
-                        base_model.qwen2_vl_config(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
+    monkeypatch.setitem(tiny.MODEL_CONFIGS, "small",
+                        tiny.qwen2_vl_config(64, 2, 4, 2, 128, None, (64, 1, 4, 2), 14, "float32"))
 
     def make(*words):
         _, policy, _, env = benchmark.build_run([*SMALL, *words], threads=1)
@@ -98,5 +98,5 @@ def test_wrong_arguments_get_one_line(words, capsys):
 
 
 def test_simulator_and_its_reference(capsys):
-    result = benchmark.benchmark_simulator(1, batch=4, steps=2)
+    result = benchmark.benchmark_simulator(1, batch=8, steps=2)
     assert result["steps_per_s"] > 0 and result["reference_steps_per_s"] > 0 and result["num_envs"] == 4
