@@ -99,4 +99,4 @@ def test_wrong_arguments_get_one_line(words, capsys):
 
 def test_simulator_and_its_reference(capsys):
     result = benchmark.benchmark_simulator(1, batch=8, steps=2)
-    assert result["steps_per_s"] > 0 and result["reference_steps_per_s"] > 0 and result["num_envs"] == 4
+    assert result["steps_per_s"] > 0 and result["reference_steps_per_s"] > 0 and result["num_envs"] == 8
