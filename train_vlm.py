@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,13 @@ from typing import Any
 import config as configuration
 
 if __name__ == "__main__":
+    def stop_import(number: int, frame: object) -> None:
+        """Exit without a traceback on Ctrl-C or SIGTERM during the slow imports."""
+        print("\nstopped before training began", file=sys.stderr)
+        os._exit(130)
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, stop_import)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads are slow where others use the cores
     if not any(word.startswith("train.resume") for word in sys.argv):
         configuration.main_config()     # answers --help and wrong words before the slow imports
@@ -324,5 +332,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for signal_number in (signal.SIGINT, signal.SIGTERM):       # from here on main ends in order
+        signal.signal(signal_number, signal.default_int_handler)
     relaunch_under_torchrun()
     sys.exit(main())

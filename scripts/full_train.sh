@@ -3,5 +3,6 @@
 #     scripts/full_train.sh [key=value...]       MODEL= scripts/full_train.sh      with Qwen2-VL-2B, or MODEL=vlm_7b
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python}" train_vlm.py ${MODEL-vlm_tiny} robosuite_can robosuite_full train.output_dir:=checkpoints/full \
+[ -x .venv/bin/python ] && default=.venv/bin/python || default=python
+exec "${PYTHON:-$default}" train_vlm.py ${MODEL-vlm_tiny} robosuite_can robosuite_full train.output_dir:=checkpoints/full \
     log.project:=vlm-robot-rl log.run_name:="full_$(date +%Y%m%d_%H%M%S)" "$@"

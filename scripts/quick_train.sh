@@ -3,5 +3,6 @@
 #     scripts/quick_train.sh [key=value...]       MODEL= scripts/quick_train.sh      with Qwen2-VL-2B, or MODEL=vlm_7b
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python}" train_vlm.py ${MODEL-vlm_tiny} robosuite_can robosuite_quick train.output_dir:=checkpoints/quick \
+[ -x .venv/bin/python ] && default=.venv/bin/python || default=python
+exec "${PYTHON:-$default}" train_vlm.py ${MODEL-vlm_tiny} robosuite_can robosuite_quick train.output_dir:=checkpoints/quick \
     log.project:=vlm-robot-rl-test log.run_name:="quick_test_$(date +%Y%m%d_%H%M%S)" "$@"

@@ -128,6 +128,7 @@ PATTERNS = [
               "shorten)… distances?"),
     (SPREAD, "no two… near each other|(more|increase|bit of|keep your|some)… distances?"),
     # what not to do
+    (REJECT, "(anywhere|anything|everything|any way|all) but"),
     (REJECT, r"\w+n't|dont|not|cannot|never|no|nor|neither|nobody|anybody|none|without|stop|"
             r"refrain|forget|skip|avoid|prevent|hate|"
              "undo|cancel"),
