@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from env_helpers import NOOP
 
+from simulator.goal_env import GoalConditionedEnv
 from simulator.particles.commands import instructions_by_goal
-from simulator.particles.env import GoalConditionedEnv, ParticleEnv, ParticleVectorEnv
+from simulator.particles.env import ParticleEnv, ParticleVectorEnv
 from simulator.particles.goals import GoalError
 from simulator.particles.parser import instruction_to_goal
 from simulator.registry import EnvError

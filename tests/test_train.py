@@ -162,7 +162,7 @@ def test_notebook_example(trained):
     """The example of the README, as it stands but for the path and the number of steps."""
     from PIL import Image
 
-    from simulator.particles.env import GoalConditionedEnv
+    from simulator.goal_env import GoalConditionedEnv
     from train_vlm import VLMPolicy
 
     env = GoalConditionedEnv(width=64, height=64)
