@@ -138,3 +138,8 @@ def test_a_crowded_world_draws_what_it_can_start_for():
     assert "spread()" not in goals and len(set(goals)) > 5
     with pytest.raises(GoalError, match="no start for spread"):
         env.reset(goal="spread()")
+
+
+def test_a_step_before_reset_is_refused():
+    with pytest.raises(EnvError, match="call reset"):
+        GoalConditionedEnv().step(np.zeros(7, np.float32))

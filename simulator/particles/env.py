@@ -25,6 +25,7 @@ from simulator.particles import goals as G
 from simulator.particles.actions import Action, ActionStatus
 from simulator.particles.parser import instruction_to_goal, parse_instruction
 from simulator.particles.task import ParticleTask, check_settings
+from simulator.registry import EnvError
 from simulator.spaces import InstructionSpace
 
 REJECTION_NOTES = {
@@ -294,7 +295,9 @@ class ParticleEnv(gymnasium.Env):
         return self._observe(), info
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Execute an action float32 [7] -> observation, reward, terminated, truncated, info."""
+        """Execute an action [7] -> observation, reward, terminated, truncated, info. EnvError: no reset yet."""
+        if not self.task.episode[0]:
+            raise EnvError("no episode has begun: call reset() first")
         rewards, success, truncated, status = self.task.step(np.asarray(action, np.float32)[None])
         if not self.scored:
             rewards[:] = 0
