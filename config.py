@@ -374,7 +374,7 @@ def load_file(path: str | Path) -> tuple[list[str], dict[str, Any]]:
         saved = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
         presets, values = _read_saved({} if saved is None else saved, yaml_floats=True)
     except OSError as error:
-        raise ConfigError(f'cannot read the settings file {path} ({error.strerror})') from None
+        raise ConfigError(f'cannot read the settings file {path} ({error.strerror}): name an existing file') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f'{path} is not a YAML file: {error}') from None
     except ConfigError as error:

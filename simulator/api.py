@@ -189,7 +189,6 @@ class EnvFamily:
 
     `config` is what `config.load` returns. It may be a plain dict in `make_single` and `describe_action`.
     """
-    settings_groups: tuple[str, ...] = ()       # the config groups that belong to this environment alone
     SPLITS: tuple[str, ...] = ()                # all evaluation splits
 
     def make_vector(self, config: Mapping[str, Any], num_envs: int) -> GoalVectorEnv:

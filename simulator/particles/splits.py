@@ -164,7 +164,6 @@ def sample_next_tasks(task: ParticleTask, envs: np.ndarray,
 # --- simulator.api.EnvFamily ------------------------------------------------------------------------------------
 class ParticleFamily(EnvFamily):
     """The environment family "particles" of the registry: see simulator.api.EnvFamily."""
-    settings_groups = ("world", "physics")
     SPLITS = SPLITS
 
     def make_vector(self, config: Mapping[str, Any], num_envs: int) -> ParticleVectorEnv:

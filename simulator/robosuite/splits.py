@@ -22,7 +22,6 @@ SPLITS = ("seen", "held_out_en", "held_out_ko", "instruction_swap")
 
 class RobosuiteFamily(EnvFamily):
     """The environment family "robosuite" of the registry: see simulator.api.EnvFamily."""
-    settings_groups = ("robosuite",)
     SPLITS = SPLITS
 
     def make_vector(self, config: Mapping[str, Any], num_envs: int) -> RobosuiteVectorEnv:
