@@ -381,7 +381,7 @@ def load_file(path: str | Path) -> tuple[list[str], dict[str, Any]]:
         raise ConfigError(f'{path}: {error}') from None
     for name in presets:
         if name not in PRESETS:
-            raise ConfigError(f'{path}: unknown preset {name!r}: did you mean {_nearest(name, PRESETS)}?')
+            raise ConfigError(f'{path}: unknown preset {name!r}: {_suggest(name, PRESETS)}')
     return presets, values
 
 
@@ -445,7 +445,7 @@ def _sort_words(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
         elif word in SETTINGS:
             raise _invalid_value(word, word)
         elif word not in PRESETS:
-            raise ConfigError(f'unknown preset {word!r}: did you mean {_nearest(word, PRESETS)}?')
+            raise ConfigError(f'unknown preset {word!r}: {_suggest(word, PRESETS)}')
         else:
             names.append(word)
     return names, files, pairs
@@ -551,16 +551,25 @@ def _known(key: str) -> str:
     """Return the current spelling of a key. Raises ConfigError for an unknown key."""
     key = OLD_KEYS.get(key, key)
     if key not in SETTINGS:
-        raise ConfigError(f'unknown key {key!r}: did you mean {_nearest(key, SETTINGS)}?')
+        raise ConfigError(f'unknown key {key!r}: {_suggest(key, SETTINGS)}')
     return key
 
 
+def _similarity(word: str, name: str) -> float:
+    """Return the similarity of a word to a name or to its last part: `train.hidden` is near model.heads.hidden."""
+    return max(difflib.SequenceMatcher(None, str(word).lower(), form).ratio()
+               for form in (name, name.rpartition('.')[2]))
+
+
 def _nearest(word: str, names: Iterable[str]) -> str:
-    """Return the most similar name, by the full name or its last part: `train.hidden` finds model.heads.hidden."""
-    def similarity(name: str) -> float:
-        return max(difflib.SequenceMatcher(None, str(word).lower(), form).ratio()
-                   for form in (name, name.rpartition('.')[2]))
-    return max(names, key=similarity)
+    """Return the most similar name."""
+    return max(names, key=lambda name: _similarity(word, name))
+
+
+def _suggest(word: str, names: Iterable[str]) -> str:
+    """Return a hint for an unknown word: the most similar name, if one is similar."""
+    nearest = _nearest(word, names)
+    return f'did you mean {nearest}?' if _similarity(word, nearest) > 0.5 else '--help lists all'
 
 
 def _parse(word: str) -> tuple[str, Any]:

@@ -61,6 +61,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:        # a full disk's own message names no file
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+MAX_INSTRUCTION_LENGTH = 500        # characters, as in simulator.commands
 FREQUENCIES = (0.5, 1, 2, 4, 8)     # the shortest wave is an eighth of the range
 
 
@@ -63,9 +64,15 @@ def image_tensor(images: torch.Tensor | np.ndarray | Sequence) -> torch.Tensor:
 
 
 def check_instructions(instructions: str | Sequence[str], count: int) -> list[str]:
-    """Return a list of `count` instructions. Raises ValueError if there are more or fewer, or one is empty."""
+    """Return a list of `count` instructions.
+
+    Raises ValueError if there are more or fewer, or one is empty or longer than 500 characters.
+    """
     instructions = [instructions] if isinstance(instructions, str) else list(instructions)
     valid = all(isinstance(text, str) and text.strip() for text in instructions)
     if len(instructions) != count or not valid:
         raise ValueError(f"goals must be one instruction for each of the {count} images, not {instructions!r}")
+    longest = max(map(len, instructions))
+    if longest > MAX_INSTRUCTION_LENGTH:
+        raise ValueError(f"an instruction has {longest} characters: at most {MAX_INSTRUCTION_LENGTH} are allowed")
     return instructions

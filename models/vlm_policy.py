@@ -136,6 +136,8 @@ class VLMPolicy(nn.Module):
     def _encode_proprio(self, proprio: Any, count: int) -> torch.Tensor | None:
         """Return the features [B,F] of proprioception [B,Q]; None for a policy without."""
         if self.proprio_encoder is None:
+            if proprio is not None:
+                raise ValueError("this policy reads no proprioception: leave out proprio")
             return None
         shape = (count, len(self.proprio_encoder.low))
         return self.proprio_encoder(proprio_tensor(proprio, shape, self.device))

@@ -14,6 +14,7 @@ case ${1-} in
     llama70b) model=meta-llama/Llama-3.3-70B-Instruct tp=4 ;;
     llama8b)  model=meta-llama/Llama-3.1-8B-Instruct tp=1 ;;
     qwen_vl)  model=Qwen/Qwen2-VL-7B-Instruct tp=1 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit ;;
     *) echo "error: name a preset: qwen72b, qwen32b, qwen14b, llama70b, llama8b or qwen_vl" >&2; exit 2 ;;
 esac
 shift
