@@ -62,7 +62,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:        # a full disk's own message names no file
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from simulator.commands import sample_instruction
+from simulator.commands import clean_instruction, sample_instruction
 from simulator.registry import EnvError
 
 
@@ -157,12 +157,12 @@ class SingleEnv(gymnasium.Env):
         return {"success": success, "goal": goal, "note": "" if self.scored else "no known goal recognised"}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Return the first observation and info."""
+        """Return the first observation and info. EnvError: the instruction has characters that are not allowed."""
         request = (options or {}).get("goal")
         goals = {str(goal): goal for goal in self.env.goals}
         asked = {text: goal for goal, texts in self.env.instructions.items() for text in texts} | goals
         self.scored = request is None or request in asked
-        text = None if request is None or request in goals else request
+        text = None if request is None or request in goals else clean_instruction(request)
         options = {"goals": [asked.get(request)], "instructions": [text], "single_episode": True}
         obs, _ = self.env.reset(seed=seed, options=options)
         return self._first(obs), self._info()

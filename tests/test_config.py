@@ -257,6 +257,13 @@ def test_the_manual_has_a_line_for_everything(capsys, word):
     assert lines[2] == 'examples:' and lines[3].startswith('  python train_vlm.py vlm_tiny ')
 
 
+def test_keys_of_older_versions_are_accepted():
+    """There, vlm.ppo_epochs counted iterations and rl.ppo_epochs passes."""
+    made = load(['vlm_tiny', 'vlm.ppo_epochs=7', 'rl.ppo_epochs=3', 'vlm.rollout_steps=16', "env.goals=['at_once']"])
+    assert (made.rl.iterations, made.rl.update_epochs, made.rl.rollout_steps) == (7, 3, 16)
+    assert made.env.goals == ['conjunction']
+
+
 def test_debug_alone_is_tiny():
     made = load(['debug'])
     assert made.model.vlm.name == 'vlm_tiny' and made.presets == ['vlm_tiny', 'debug']

@@ -57,6 +57,13 @@ def test_specs_say_what_a_space_is_and_survive_as_plain_data():
             spec_from_space(space)
 
 
+def test_a_hybrid_space_without_a_range_is_refused():
+    space = spaces.Box(np.array([0, 0, 0, 1, 0], np.float32), np.array([1, 8, 8, 1, 2], np.float32))
+    space.used_params, space.continuous, space.xy_params, space.categorical = ((1, 1, 1, 1, 1),) * 2, (1, 2, 3), (1, 2), 4
+    with pytest.raises(TypeError, match="a range above 0"):
+        spec_from_space(space)
+
+
 def test_proprio_features_by_hand():
     """0.5 in [-1, 1] stays 0.5; its waves are at pi/4, pi/2, pi, 2 pi, 4 pi."""
     features = ProprioEncoder([-1.0], [1.0])(torch.tensor([[0.5]]))[0]

@@ -15,7 +15,8 @@ from models import checkpoint
 from models.training import learner, run_state
 
 
-def test_ctrl_c_saves_a_state(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_a_state(tmp_path, number):
     """A real process, a real signal."""
     process = subprocess.Popen([sys.executable, "train_vlm.py", *SMALL, "rl.iterations=500", "eval.every=0",
                                 f"train.output_dir:={tmp_path}"], cwd=ROOT, stdout=subprocess.PIPE,
@@ -25,7 +26,7 @@ def test_ctrl_c_saves_a_state(tmp_path):
         if log.exists() and log.read_text().count('"ppo"') >= 2:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "train.resume" in out

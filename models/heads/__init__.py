@@ -102,6 +102,8 @@ def spec_from_space(space: gymnasium.Space) -> ActionSpec:
         bounds = {"low": space.low, "high": space.high}
         if all(hasattr(space, name) for name in HYBRID_ATTRIBUTES):
             columns = {name: getattr(space, name) for name in HYBRID_ATTRIBUTES}
+            if (space.low == space.high)[list(columns["continuous"])].any():
+                raise TypeError(f"no action head for {space}: give each continuous column a range above 0")
             return HybridSpec.from_dict(bounds | columns | {"kind": "hybrid"})
         return BoxSpec.from_dict(bounds | {"kind": "box"})
     raise TypeError(f"no action head for {space}: give Discrete(n), a bounded Box with one axis, or a hybrid space")

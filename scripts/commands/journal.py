@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import sys
 import unicodedata
 from collections import Counter
 from dataclasses import asdict
@@ -32,6 +33,8 @@ class Corpus:
             fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FatalError(f"another run is writing {path}") from None
+        except OSError as error:        # a file system without locks
+            print(f"warning: {journal} cannot be locked ({error.strerror}): do not start a second run", file=sys.stderr)
         self.output = path.open("ab", buffering=0)
         self.shipped, self.accepted = {key(row["text"]) for row in load_instructions()}, set()
         try:

@@ -203,9 +203,11 @@ def _open(path: str | Path) -> Iterator:
             yield file
     except (OSError, RuntimeError, KeyError) as error:      # h5py raises all three for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, BlockingIOError) or "unable to lock file" in reason:
+        if isinstance(error, BlockingIOError):      # no other error of a lock means that
             raise DatasetError(f"{path} is in use: another process is writing it; try again when it has "
                                "finished") from None
+        if "unable to lock file" in reason:
+            raise DatasetError(f"{path} cannot be locked by HDF5 ({reason[:80]}): set HDF5_USE_FILE_LOCKING=FALSE") from None
         raise DatasetError(f"{path} is not an HDF5 file, or it is damaged ({reason[:80]})") from None
 
 
