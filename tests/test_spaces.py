@@ -59,7 +59,8 @@ def test_specs_say_what_a_space_is_and_survive_as_plain_data():
 
 def test_a_hybrid_space_without_a_range_is_refused():
     space = spaces.Box(np.array([0, 0, 0, 1, 0], np.float32), np.array([1, 8, 8, 1, 2], np.float32))
-    space.used_params, space.continuous, space.xy_params, space.categorical = ((1, 1, 1, 1, 1),) * 2, (1, 2, 3), (1, 2), 4
+    space.used_params, space.continuous = ((True,) * 5,) * 2, (1, 2, 3)
+    space.xy_params, space.categorical = (1, 2), 4
     with pytest.raises(TypeError, match="a range above 0"):
         spec_from_space(space)
 

@@ -207,7 +207,7 @@ def _open(path: str | Path) -> Iterator:
             raise DatasetError(f"{path} is in use: another process is writing it; try again when it has "
                                "finished") from None
         if "unable to lock file" in reason:
-            raise DatasetError(f"{path} cannot be locked by HDF5 ({reason[:80]}): set HDF5_USE_FILE_LOCKING=FALSE") from None
+            raise DatasetError(f"{path} cannot be locked ({reason[:80]}): set HDF5_USE_FILE_LOCKING=FALSE") from None
         raise DatasetError(f"{path} is not an HDF5 file, or it is damaged ({reason[:80]})") from None
 
 
