@@ -17,7 +17,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from simulator.particles import kernels
+from simulator.particles import draw_kernels, kernels
 from simulator.particles.kernels import MAX_RADIUS
 
 PHYSICS = {
@@ -40,7 +40,7 @@ PALETTE = (("red", "빨간", (230, 50, 60)), ("green", "초록", (50, 190, 80)),
            ("pink", "분홍", (250, 150, 190)), ("brown", "갈색", (150, 95, 50)))
 BACKGROUND = (16, 16, 20)
 SAMPLES = 3         # per pixel and axis of an anti-aliased image
-_HALO = np.linspace(BACKGROUND, (255, 130, 0), kernels.HALOS)
+_HALO = np.linspace(BACKGROUND, (255, 130, 0), draw_kernels.HALOS)
 _COLOURS = np.array([*_HALO, *(rgb for *_, rgb in PALETTE), (255, 255, 255), (0, 0, 0)], np.uint8)
 _STRIP_WORDS = [np.tile(np.roll(_COLOURS, -i, 1), 3)[:, :8] for i in range(3)]      # RGBRGBRG, GBRGBRGB, BRGBRGBR
 _COLOR_WORDS = np.concatenate([np.ascontiguousarray(strip).view(np.uint64) for strip in _STRIP_WORDS], 1)
@@ -120,11 +120,11 @@ class ParticleSimulator:
         shape = (len(envs), self.height * scale, self.width * scale, 3)
         out = np.empty(shape, np.uint8) if out is None else out
         if scale == 1:
-            kernels.draw(envs, out, 1, self._size, self._state(), _COLOR_WORDS)
+            draw_kernels.draw(envs, out, 1, self._size, self._state(), _COLOR_WORDS)
             return out
         fine = scale * SAMPLES
         images = np.empty((len(envs), self.height * fine, self.width * fine, 3), np.uint8)
-        kernels.draw(envs, images, fine, self._size, self._state(), _COLOR_WORDS)
+        draw_kernels.draw(envs, images, fine, self._size, self._state(), _COLOR_WORDS)
         offsets = itertools.product(range(SAMPLES), repeat=2)
         parts = (images[:, row::SAMPLES, column::SAMPLES] for row, column in offsets)
         out[:] = sum(part.astype(np.uint16) for part in parts) // SAMPLES**2
