@@ -7,7 +7,7 @@ ARM := $(STAMP)-arm-$(shell cksum < requirements-robosuite.txt | cut -d' ' -f1)
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup robosuite train test test-slow lint bench clean
+.PHONY: setup robosuite train test test-slow lint bench gpu clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,12 @@ bench: setup
 	$(PY) scripts/benchmark.py simulator
 	$(PY) scripts/benchmark.py policy
 	$(PY) scripts/benchmark.py ppo
+
+# on a bare machine without a network: make gpu WHEELS=folder installs what lies there first
+gpu: PY := $(or $(wildcard $(PY)),python3)
+gpu:
+	$(if $(WHEELS),$(PY) -m pip install --quiet --no-index --no-deps $(WHEELS)/*.whl)
+	PYTHONPATH=. $(PY) scripts/measure_gpu.py --json gpu.json
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,8 +1,8 @@
 """Measure everything that needs a GPU, in at most eight minutes, on a machine without a network.
 
-    python scripts/measure_gpu.py --json gpu.json               on the GPU machine
-    python scripts/measure_gpu.py --wheels wheels --json gpu.json   install the packages in a folder first
-    python scripts/measure_gpu.py --dry-run                     the same steps on a CPU with a tiny model, in a minute
+    make gpu                                        on the GPU machine; writes gpu.json
+    make gpu WHEELS=folder                          installs the wheels of a folder first
+    python scripts/measure_gpu.py --dry-run         the same steps on a CPU with a tiny model
 
 The steps: the tests that need CUDA, a minute of the preset vlm_tiny, Qwen2-VL-2B with random weights (decisions, PPO
 updates, the transformers baselines beside them; a whole PPO iteration with its memory; log-probabilities in bfloat16
@@ -23,7 +23,7 @@ from scripts import cli
 from scripts.cli import ROOT
 
 BUDGET_S = 480
-SMALL_MODEL = "qwen2_vl_50m"        # of the dry run
+SMALL_MODEL = "vlm_tiny"            # of the dry run
 RANDOM = ["model.vlm.init=random"]
 PPO_WORDS = ["bc.epochs=0", "parser.samples=0", "rl.iterations=1", "rl.critic_warmup=0", "eval.episodes=8",
              "eval.baselines=False", "eval.every=0"]
@@ -149,7 +149,6 @@ def parse_args(argv: list[str] | None = None):
     """Return the arguments. Raise UserError for a wrong value."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="install the wheels in this folder first")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU with a tiny model, to test this script")
     args = parser.parse_args(argv)
     if args.json:
@@ -162,8 +161,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run all steps and return the exit code: 0, or 1 if a step failed."""
     started, args = time.perf_counter(), parse_args(argv)
     cli.use_quiet_threads()
-    if args.wheels:
-        run(["-m", "pip", "install", "--no-index", "--no-deps", *map(str, sorted(args.wheels.glob("*.whl")))], 120)
     results = {"device": device_name(), "dry_run": args.dry_run, "steps": {}}
     for i, (name, step) in enumerate(STEPS.items()):
         left = BUDGET_S - (time.perf_counter() - started)
