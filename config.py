@@ -22,6 +22,8 @@ from typing import Any
 from ato.adict import ADict
 from ato.scope import Scope
 
+MAX_INSTRUCTION_LENGTH = 500  # characters, in every environment and policy
+
 
 class UserError(ValueError):
     """An error that the user can fix. Its message is one line."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from config import MAX_INSTRUCTION_LENGTH, UserError
 from scripts import cli
 from simulator.recording import (
     MAX_SIDE,
@@ -62,8 +62,8 @@ def check_goal(goal: str) -> None:
     """Raise UserError for a goal that is empty, too long, or not text."""
     if not goal.strip():
         raise UserError("--goal is empty: give an instruction, as in --goal \"move the particles left\"")
-    if len(goal) > 500:
-        raise UserError(f"--goal is {len(goal)} characters long: use 500 at most")
+    if len(goal) > MAX_INSTRUCTION_LENGTH:
+        raise UserError(f"--goal is {len(goal)} characters long: use {MAX_INSTRUCTION_LENGTH} at most")
     if not goal.isprintable() or any(0xD800 <= ord(character) < 0xE000 for character in goal):
         raise UserError("--goal has characters that are not text: give the instruction in UTF-8, on one line")
 

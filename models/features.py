@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-MAX_INSTRUCTION_LENGTH = 500        # characters, as in simulator.commands
+from config import MAX_INSTRUCTION_LENGTH
+
 FREQUENCIES = (0.5, 1, 2, 4, 8)     # the shortest wave is an eighth of the range
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from config import MAX_INSTRUCTION_LENGTH, UserError
 from simulator.registry import EnvError
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 HANGUL = {chr(code) for code in range(0xAC00, 0xD7A4)}          # composed syllables
 HANGUL_LETTERS = {chr(code) for code in range(0x3131, 0x3190)}
 ALLOWED_CHARS = frozenset(string.printable) | HANGUL | HANGUL_LETTERS | set("·…’‘“”–—~")
-MAX_INSTRUCTION_LENGTH = 500        # characters
 FIELDS = ("text", "language", "goal", "split", "source", "template_family")
 ALLOWED_VALUES = {
     "language": ("ko", "en"),

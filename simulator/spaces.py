@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
-from simulator.commands import ALLOWED_CHARS, MAX_INSTRUCTION_LENGTH
+from config import MAX_INSTRUCTION_LENGTH
+from simulator.commands import ALLOWED_CHARS
 
 
 class HybridActionSpace(spaces.Box):

@@ -86,6 +86,7 @@ def test_debug_composes_with_every_preset():
 
 @pytest.mark.parametrize('words, parts', [  # `...` stands for anything in between
     (['vlm_ful'], "unknown preset 'vlm_ful' ... vlm_full"),
+    (['qqqq'], "unknown preset 'qqqq': --help lists all"),
     (['--vlm_tiny'], 'presets have no dashes ... did you mean vlm_tiny?'),
     (['vlm_tiny', '--lr', '3'], 'settings are key=value ... did you mean train.lr=3?'),
     (['vlm_tiny', '--train.lr=3'], 'settings are key=value ... did you mean train.lr=3?'),

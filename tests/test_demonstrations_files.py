@@ -1,5 +1,6 @@
 """Files with demonstrations: format, round trip, splits, damage, errors, and the summary."""
 import contextlib
+import errno
 import fcntl
 import os
 import sys
@@ -151,6 +152,14 @@ def test_a_file_that_is_open_elsewhere_is_in_use(file):
         fcntl.flock(other, fcntl.LOCK_EX)
         one_line(lambda: DemoDataset(file), f"{file} is in use")
     assert len(DemoDataset(file).episodes) == 12
+
+
+def test_a_file_system_without_locks_is_not_another_process(file, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOLCK, "unable to lock file, errno = 37")
+
+    monkeypatch.setattr("h5py.File", fail)
+    one_line(lambda: DemoDataset(file), f"{file} cannot be locked", "HDF5_USE_FILE_LOCKING=FALSE")
 
 
 def test_other_arrays_and_attributes_are_not_checked(robomimic_file, tmp_path):

@@ -1,9 +1,11 @@
 """The defaults that GoalVectorEnv gives to a vector env."""
+import unicodedata
+
 import gymnasium
 import numpy as np
 import pytest
 
-from simulator.api import GoalVectorEnv
+from simulator.api import GoalVectorEnv, SingleEnv
 from simulator.registry import EnvError
 
 
@@ -28,6 +30,17 @@ def test_defaults_of_a_vector_env(space):
     for call in (env.expert_actions, lambda: env.relabel_goals(rng, 0.5)):
         with pytest.raises(EnvError, match="no expert"):
             call()
+
+
+def test_a_single_env_composes_its_instruction():
+    env = Grid(gymnasium.spaces.Discrete(4))
+    env.single_observation_space = None
+    env.reset = lambda seed, options: ({"image": np.zeros((1, 2, 2, 3)), "goal": options["instructions"]}, {})
+    single = SingleEnv(env)
+    decomposed = unicodedata.normalize("NFD", "왼쪽")
+    assert single.reset(options={"goal": decomposed})[0]["goal"] == "왼쪽" != decomposed
+    with pytest.raises(EnvError, match="contains"):
+        single.reset(options={"goal": "go 🙂"})
 
 
 def test_defaults_are_a_mixin():

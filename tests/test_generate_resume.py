@@ -1,4 +1,5 @@
 """A generator that is stopped goes on with the same command and ends with the same rows."""
+import errno
 import json
 import os
 import random
@@ -8,12 +9,21 @@ import threading
 import time
 
 import pytest
-from generate_helpers import Endpoint, arguments, checks, completion, finish, generate, lines, start, well
+from generate_helpers import Endpoint, arguments, checks, completion, finish, generate, journal, lines, start, well
 
 from simulator.particles.commands import load_instructions
 
 pytest_plugins = ["generate_fixtures"]
 pytestmark = pytest.mark.usefixtures("short_backoff")
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    journal.Corpus(tmp_path / "rows.jsonl", []).close()
+    assert "cannot be locked" in capsys.readouterr().err
 
 
 def slow(body, attempt):

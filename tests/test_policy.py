@@ -120,6 +120,13 @@ def test_wrong_goals_are_refused(policy, goals):
         policy(random_images(2), goals)
 
 
+def test_a_long_instruction_and_needless_proprioception_are_refused(policy):
+    with pytest.raises(ValueError, match="501 characters: at most 500"):
+        policy.sample_action(random_images(1), ["a" * 501])
+    with pytest.raises(ValueError, match="reads no proprioception"):
+        policy.sample_action(random_images(1), ["heat"], proprio=[[0.0]])
+
+
 def test_sampling_follows_the_seed(policy, obs):
     def draw(seed):
         torch.manual_seed(seed)

@@ -85,6 +85,12 @@ def server(tmp_path):
         process.wait(20)
 
 
+@pytest.mark.parametrize("script", ["start_vllm.sh", "quick_train.sh", "full_train.sh"])
+def test_help_of_the_shell_scripts_starts_nothing(script):
+    result = subprocess.run([ROOT / "scripts" / script, "--help"], capture_output=True, text=True, timeout=10)
+    assert result.returncode == 0 and f"scripts/{script}" in result.stdout and not result.stderr
+
+
 def test_generate_training_data_gets_rows_from_the_started_server(server, tmp_path):
     url, models = server
     assert [model["id"] for model in models["data"]] == ["meta-llama/Llama-3.1-8B-Instruct"]
